@@ -1,0 +1,159 @@
+//! The configuration: what a running sidecar obeys, typed so that it cannot be wrong.
+//!
+//! Files, environment and flags are read by the submodules; what leaves this module is a [`Config`] in which every
+//! value has been checked and every key that was not given has its default.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Everything a sidecar obeys. Each section is owned by the module that uses it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What is captured.
+    pub pod: Pod,
+    /// Which connections are captured, and what happens when the proxy cannot serve.
+    pub capture: Capture,
+    /// How the proxy treats the connections it carries.
+    pub proxy: Proxy,
+    /// Metrics, health, admin and access log.
+    pub telemetry: Telemetry,
+}
+
+/// The pod that is captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// The pod's cgroup v2 directory; `None`: the parent of the sidecar's own.
+    pub cgroup: Option<PathBuf>,
+    /// The pod's network namespace (a path such as `/run/netns/pod-x`); `None`: the sidecar's own.
+    pub netns: Option<PathBuf>,
+    /// Name shown in metrics and logs (`source_workload` / `destination_workload`); `unknown` when not given.
+    pub workload: String,
+    /// Kubernetes namespace shown in metrics and logs; `unknown` when not given.
+    pub namespace: String,
+}
+
+/// Which connections are captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Connections that the application opens.
+    pub outbound: OutboundCapture,
+    /// Connections that others open to the application.
+    pub inbound: InboundCapture,
+    /// What happens to connections while no live proxy can take them.
+    pub on_failure: OnFailure,
+    /// The proxy counts as hung when its last heartbeat is older than this. Default 1 s, 100 ms to 60 s.
+    pub heartbeat_max_age: Duration,
+    /// Sizes of the kernel maps.
+    pub maps: MapSizes,
+}
+
+/// Outbound capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboundCapture {
+    /// `false`: nothing outbound is captured. Default `true`.
+    pub enabled: bool,
+    /// Port of the outbound listener. Default 15001.
+    pub port: u16,
+    /// Destination ports that go direct.
+    pub exclude_ports: Vec<u16>,
+    /// Destination networks that go direct. Default `169.254.169.254/32` (cloud metadata).
+    pub exclude_cidrs: Vec<Cidr>,
+}
+
+/// Inbound capture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundCapture {
+    /// `false`: nothing inbound is captured. Default `true`.
+    pub enabled: bool,
+    /// Port of the inbound listener. Default 15006.
+    pub port: u16,
+    /// Ports of the application that stay direct.
+    pub exclude_ports: Vec<u16>,
+}
+
+/// What happens to connections while no live proxy can take them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They go direct, counted.
+    Open,
+    /// They fail at once with a clear errno, counted.
+    Closed,
+}
+
+/// Entries of the kernel maps that can fill up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Connections between their SYN and the proxy's accept. Default 16384.
+    pub flows: u32,
+    /// Listening sockets of the application. Default 16384.
+    pub listeners: u32,
+}
+
+/// How the proxy treats the connections it carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Threads that carry connections. Default: the number of usable cores, at most 2.
+    pub workers: usize,
+    /// Time limit for reaching the destination. Default 10 s.
+    pub connect_timeout: Duration,
+    /// A connection on which no byte moved for this long is reset. `None` (key value 0): never. Default 1 h.
+    pub idle_timeout: Option<Duration>,
+    /// Connections carried at once; above it the accept loops pause. Default 65536.
+    pub max_connections: usize,
+    /// Upper bound for the bytes kept per connection and direction when the receiver is slow. Default 256 KiB.
+    pub max_buffer: usize,
+    /// TCP keep-alive on both legs: idle time before the first probe. Default 180 s (`interval` 180 s, 9 probes).
+    pub keepalive: Duration,
+    /// Time that connections get to end by themselves after SIGTERM. Default 5 s.
+    pub drain_deadline: Duration,
+}
+
+/// Metrics, health, admin and access log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Telemetry {
+    /// Address of the Prometheus endpoint (`/metrics`, `/stats/prometheus`). Default `[::]:15020`.
+    pub metrics: SocketAddr,
+    /// Address of the health endpoint (`/healthz/ready`, `/healthz/live`). Default `[::]:15021`.
+    pub health: SocketAddr,
+    /// Address of the admin endpoint; loopback only. Default `127.0.0.1:15000`.
+    pub admin: SocketAddr,
+    /// Unix socket of the admin endpoint. Default: `/run/sidecar/<inode number of the network namespace>.sock`
+    /// (written by the reader of the configuration as `None`; the application resolves it).
+    pub admin_socket: Option<PathBuf>,
+    /// Format of the access log on standard output. Default `text`.
+    pub access_log: AccessLog,
+    /// Filter of the sidecar's own log on standard error, in `tracing`'s directive syntax. Default `info`.
+    pub log_level: String,
+    /// Format of the sidecar's own log. Default `text`.
+    pub log_format: LogFormat,
+    /// Log what the eBPF programs say (aya-log) as well. Default `false`.
+    pub bpf_log: bool,
+}
+
+/// Format of the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// No access log.
+    Off,
+    /// One line of `key=value` pairs per connection.
+    Text,
+    /// One JSON object per line and connection.
+    Json,
+}
+
+/// Format of the sidecar's own log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// A network: address and prefix length. IPv4 stays IPv4 here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cidr {
+    /// Any address of the network; host bits are zero.
+    pub network: std::net::IpAddr,
+    /// Leading bits that count: 0-32 for IPv4, 0-128 for IPv6.
+    pub prefix: u8,
+}
