@@ -1,2 +1,6 @@
+//! What the kernel side and the user side of sidecar share: the layout of every map and the decisions taken in the
+//! kernel, as pure functions that also run in plain tests.
 #![no_std]
-//! What the kernel side and the user side share.
+
+pub mod addr;
+pub mod sockopt;
