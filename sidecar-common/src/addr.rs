@@ -47,16 +47,9 @@ impl Ip {
 
     /// Sixteen bytes in network order.
     pub const fn octets(self) -> [u8; 16] {
-        let [a, b, c, d] = [
-            self.0[0].to_ne_bytes(),
-            self.0[1].to_ne_bytes(),
-            self.0[2].to_ne_bytes(),
-            self.0[3].to_ne_bytes(),
-        ];
-        [
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
-            d[2], d[3],
-        ]
+        let [a, b, c, d] =
+            [self.0[0].to_ne_bytes(), self.0[1].to_ne_bytes(), self.0[2].to_ne_bytes(), self.0[3].to_ne_bytes()];
+        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
     }
 
     /// Four words in network byte order.
@@ -80,10 +73,7 @@ impl Ip {
     /// `0.0.0.0` or `::`: a connect to it reaches the loopback of the same network namespace.
     #[inline(always)]
     pub const fn is_unspecified(self) -> bool {
-        self.0[0] == 0
-            && self.0[1] == 0
-            && self.0[3] == 0
-            && (self.0[2] == 0 || self.0[2] == MAPPED)
+        self.0[0] == 0 && self.0[1] == 0 && self.0[3] == 0 && (self.0[2] == 0 || self.0[2] == MAPPED)
     }
 
     /// `127.0.0.0/8` or `::1`.

@@ -1,0 +1,149 @@
+//! Every map, and who writes, reads and deletes its entries. Layouts live in `sidecar-common`; sizes marked *configured*
+//! are set by the loader.
+
+use aya_ebpf::{
+    btf_maps::SkStorage,
+    helpers::generated::bpf_map_lookup_elem,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockMap},
+};
+use sidecar_common::{
+    addr::{Endpoint, Ip, PortBe},
+    counter,
+    flow::{FlowKey, Note, Passed},
+    mesh::Spoken,
+    rules::{CaptureRules, Source},
+};
+
+/// `BPF_F_MMAPABLE` (linux/bpf.h).
+const MMAPABLE: u32 = 1 << 10;
+
+/// One entry. Written by user space at start and on a change; read by every program.
+#[map]
+pub static RULES: Array<CaptureRules> = Array::with_max_entries(1, 0);
+
+/// One entry: `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life. Written by the proxy through a memory
+/// mapping, without a system call; read with every verdict.
+#[map]
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+
+/// What a port means: bits of `port_role`. Written by user space; read with every verdict. *Configured.*
+#[map]
+pub static PORTS: HashMap<PortBe, u32> = HashMap::with_max_entries(1, 0);
+
+/// Destination networks that go direct. Written by user space; read by connect. *Configured.*
+#[map]
+pub static EXCLUDED_CIDRS: LpmTrie<Ip, u32> = LpmTrie::with_max_entries(1, 0);
+
+/// The pod's own addresses and the index of the interface that owns each. Written by user space, which follows the
+/// kernel's address notifications; read with every verdict.
+#[map]
+pub static OWN_ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// Destination network to the pod's address that the kernel chooses as source. Written by user space, which follows the
+/// kernel's route notifications; read by connect.
+#[map]
+pub static SOURCES: LpmTrie<Ip, Source> = LpmTrie::with_max_entries(262_144, 0);
+
+/// The proxy's listening sockets (`listener_slot`). Written by user space; the kernel removes a socket that closes, so a
+/// dead proxy leaves an empty slot. Read with every verdict.
+#[map]
+pub static PROXY_LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
+
+/// Address and port of the application's listening sockets, and how many share it (`SO_REUSEPORT`). Written by sockops,
+/// deleted by user space; read by sk_lookup. *Configured.*
+#[map]
+pub static APP_LISTENERS: HashMap<Endpoint, u64> = HashMap::with_max_entries(16384, NO_PREALLOC);
+
+/// Listening sockets that sockops did not see: those from before the capture. Written and deleted by user space, which
+/// compares with the kernel's socket table; read by sk_lookup. *Configured.*
+#[map]
+pub static SEEDED_LISTENERS: HashMap<Endpoint, u64> = HashMap::with_max_entries(16384, NO_PREALLOC);
+
+/// One entry: not zero once a listening socket found no room in the maps of them. Written by sockops and user space; read
+/// by sk_lookup.
+#[map]
+pub static LISTENERS_LOST: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Ports on which what listens at `::` is for IPv6 alone (`IPV6_V6ONLY`). Written and deleted by sockops as sockets begin to
+/// listen, and by user space for those that sockops did not see or the kernel does not show; read by sk_lookup. There may be
+/// one for a port on which nobody listens, and there is room for all ports.
+#[map]
+pub static V6_ONLY: HashMap<PortBe, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// A byte for every socket that begins to listen at `::` or is bound to a device, so that user space looks at once. Written by sockops, read by
+/// user space. A page, the smallest size: a lost byte costs seconds, since user space looks from time to time anyway.
+#[map]
+pub static LISTENING: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// Entries are allocated one by one: an idle pod pays for none.
+const NO_PREALLOC: u32 = 1;
+
+/// What the proxy's connecting sockets tell the application's: as in `FLOWS`, but with room for every connection that the
+/// proxy may have open, so that no application can take it. *Configured.*
+#[map]
+pub static PRESENTED_FLOWS: HashMap<FlowKey, Passed> = HashMap::with_max_entries(16384, NO_PREALLOC);
+
+/// What the application's connecting sockets tell the proxy's. Written by sockops before the SYN leaves, taken out when
+/// the other end is established, deleted by the connecting socket's close at the latest. *Configured.*
+#[map]
+pub static FLOWS: HashMap<FlowKey, Passed> = HashMap::with_max_entries(16384, NO_PREALLOC);
+
+/// What is remembered about a socket; dies with it. Written by connect, sockops and setsockopt.
+#[btf_map]
+pub static NOTES: SkStorage<Note> = SkStorage::new();
+
+/// What the ends of a connection of the proxy said about transports between sidecars; dies with the socket. Written by
+/// setsockopt and `on_mesh`, read by getsockopt.
+#[btf_map]
+pub static MESH: SkStorage<Spoken> = SkStorage::new();
+
+/// One entry: the transports with which the inbound listener answers (`SO_MESH_ANSWER`). Written by setsockopt, read by
+/// `on_mesh`: a handshake's request has no storage, and the listener's cannot be seen from there.
+#[map]
+pub static MESH_ANSWER: Array<u32> = Array::with_max_entries(1, 0);
+
+/// One counter for every reason (`sidecar_common::counter::Counter`). Written by every program; read by user space.
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
+
+/// The interface that owns an address of the pod; 0: it is not the pod's.
+#[inline(always)]
+pub fn device_of(ip: Ip) -> u32 {
+    // SAFETY: the value is one aligned word, which user space replaces as a whole.
+    unsafe { OWN_ADDRESSES.get(ip) }.copied().unwrap_or(0)
+}
+
+/// What a port means: bits of `port_role`.
+#[inline(always)]
+pub fn port_roles(port: PortBe) -> u32 {
+    // SAFETY: as above.
+    unsafe { PORTS.get(port) }.copied().unwrap_or(0)
+}
+
+/// Whether the application listens on exactly this address and port.
+#[inline(always)]
+pub fn listened_at(local: Endpoint) -> bool {
+    // SAFETY: the value is one aligned word, read once.
+    let counted = unsafe { APP_LISTENERS.get(local) }.is_some_and(|sockets| *sockets != 0);
+    // SAFETY: only the presence of the entry counts; its value is not read.
+    counted || unsafe { SEEDED_LISTENERS.get(local) }.is_some()
+}
+
+/// The value of the longest prefix in a trie that covers `ip`.
+///
+/// aya's own `get` takes a packed key, which the compiler fills byte by byte: forty instructions for each look-up.
+#[inline(always)]
+pub fn longest_match<V>(trie: &'static LpmTrie<Ip, V>, ip: Ip) -> Option<&'static V> {
+    #[repr(C)]
+    struct Key {
+        prefix_len: u32,
+        ip: Ip,
+    }
+    const _: () = assert!(size_of::<Key>() == size_of::<aya_ebpf::maps::lpm_trie::Key<Ip>>());
+    let key = Key { prefix_len: 128, ip };
+    let map = core::ptr::from_ref(trie).cast_mut().cast();
+    // SAFETY: the key has the size of the map's, and a value stays allocated while the program runs (RCU); user space
+    // replaces values as wholes.
+    unsafe { bpf_map_lookup_elem(map, (&raw const key).cast()).cast::<V>().as_ref() }
+}
