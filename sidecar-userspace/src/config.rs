@@ -5,8 +5,41 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use authorization::{Action, Rule, RulePlace, Source};
+pub use cidr::CidrError;
+pub use fault::{Fault, Faults, Place, Problem};
+pub use load::{Loaded, Sources, load};
+pub use mtls::{Authority, Identity, IdentityFiles, Mode, Modes, Mtls, Spare, Transport, Workload};
+pub use schema::schema;
+pub use units::time;
+
+mod authorization;
+mod checks;
+mod cidr;
+mod defaults;
+mod denials;
+mod document;
+mod draft;
+mod fault;
+mod keys;
+mod kind;
+mod load;
+mod mtls;
+mod names;
+mod rules;
+mod schema;
+mod show;
+mod strict;
+mod structured;
+#[cfg(test)]
+mod tests;
+mod units;
+mod values;
+mod words;
+mod workloads;
+
 /// Everything a sidecar obeys. Each section is owned by the module that uses it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
     /// What is captured.
     pub pod: Pod,
@@ -14,8 +47,21 @@ pub struct Config {
     pub capture: Capture,
     /// How the proxy treats the connections it carries.
     pub proxy: Proxy,
+    /// Who this workload is, and how it proves it.
+    pub identity: Identity,
+    /// Where mutual TLS is asked for.
+    pub mtls: Mtls,
+    /// Who may connect to the application. Empty: everyone.
+    pub authorization: Vec<Rule>,
     /// Metrics, health, admin and access log.
     pub telemetry: Telemetry,
+}
+
+impl Config {
+    /// The port on which tunnels end. None without an identity: nobody could trust us.
+    pub fn tunnel_port(&self) -> Option<u16> {
+        self.mtls.hbone_port.filter(|_| self.identity.is_configured())
+    }
 }
 
 /// The pod that is captured.
@@ -38,7 +84,8 @@ pub struct Capture {
     pub outbound: OutboundCapture,
     /// Connections that others open to the application.
     pub inbound: InboundCapture,
-    /// What happens to connections while no live proxy can take them.
+    /// What happens to connections while no live proxy can take them. Default open; closed where mutual TLS is strict for
+    /// any connection.
     pub on_failure: OnFailure,
     /// The proxy counts as hung when its last heartbeat is older than this. Default 1 s, 100 ms to 60 s.
     pub heartbeat_max_age: Duration,
@@ -89,7 +136,7 @@ pub struct MapSizes {
 }
 
 /// How the proxy treats the connections it carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
     /// Threads that carry connections. Default: the number of usable cores, at most 2.
     pub workers: usize,
@@ -97,14 +144,22 @@ pub struct Proxy {
     pub connect_timeout: Duration,
     /// A connection on which no byte moved for this long is reset. `None` (key value 0): never. Default 1 h.
     pub idle_timeout: Option<Duration>,
-    /// Connections carried at once; above it the accept loops pause. Default 65536.
+    /// Connections carried at once in each direction; above it further ones wait in the kernel's queue. Default 65536.
     pub max_connections: usize,
-    /// Upper bound for the bytes kept per connection and direction when the receiver is slow. Default 256 KiB.
+    /// Outbound connections that are being dialled at once; above it further dials wait. Default 4096.
+    pub max_connecting: usize,
+    /// Upper bound for the bytes kept per connection and direction when the receiver is slow: with
+    /// `max_connections` it bounds the memory of all. Default 64 KiB.
     pub max_buffer: usize,
+    /// Bytes of the kernel's memory for what waits in each direction of each of a connection's two sockets. `None`: the
+    /// kernel's own tuning, up to `net.ipv4.tcp_rmem` and `tcp_wmem`. Default `None`.
+    pub socket_buffer: Option<usize>,
     /// TCP keep-alive on both legs: idle time before the first probe. Default 180 s (`interval` 180 s, 9 probes).
     pub keepalive: Duration,
     /// Time that connections get to end by themselves after SIGTERM. Default 5 s.
     pub drain_deadline: Duration,
+    /// Ports of the application that get a PROXY protocol v2 header before the first byte of each inbound connection.
+    pub proxy_protocol_ports: Vec<u16>,
 }
 
 /// Metrics, health, admin and access log.
@@ -150,7 +205,7 @@ pub enum LogFormat {
 }
 
 /// A network: address and prefix length. IPv4 stays IPv4 here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     /// Any address of the network; host bits are zero.
     pub network: std::net::IpAddr,

@@ -5,5 +5,26 @@
 //! ([`telemetry`]). [`outbound`] and [`inbound`] tell that story for each direction.
 
 pub mod addr;
+pub mod admin;
+pub mod app;
+pub mod ca;
+pub mod cli;
 pub mod config;
+pub mod detect;
+pub mod hbone;
+pub mod id;
+pub mod identity;
+pub mod inbound;
+pub mod lifecycle;
+pub mod mtls;
+pub mod native;
+pub mod net;
+pub mod outbound;
+pub mod pod;
+pub mod policy;
+pub mod proxy_protocol;
+pub mod redirect;
+pub mod relay;
+pub mod serve;
 pub mod telemetry;
+pub mod tls;

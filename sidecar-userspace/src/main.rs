@@ -1,2 +1,10 @@
-//! Entry point.
-fn main() {}
+//! The `sidecar` command.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sidecar::cli::{self, Arguments};
+
+fn main() -> ExitCode {
+    cli::run(&Arguments::parse())
+}

@@ -1,0 +1,58 @@
+//! The command line.
+
+mod answer;
+pub mod ca;
+pub mod check;
+pub mod config;
+pub mod policy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{app, config as configuration};
+
+/// A transparent networking sidecar.
+#[derive(Debug, Parser)]
+#[command(name = "sidecar", version, about, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Capture the pod's connections and carry them.
+    Run(config::SourceArgs),
+    /// Tell whether this machine and pod offer what the sidecar needs, a line for each.
+    Check(config::SourceArgs),
+    /// Make and use the embedded certificate authority.
+    #[command(subcommand)]
+    Ca(ca::CaCommand),
+    /// Check, show and describe the configuration.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Ask the rules of a configuration who may connect.
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+}
+
+/// Does what the command line says.
+pub fn run(arguments: &Arguments) -> ExitCode {
+    match &arguments.command {
+        Command::Run(sources) => {
+            with_config(sources, |loaded| app::run(loaded).unwrap_or_else(|error| answer::fail(error, answer::FAILED)))
+        }
+        Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
+        Command::Ca(command) => ca::run(command),
+        Command::Config(command) => config::run(command),
+        Command::Policy(command) => policy::run(command),
+    }
+}
+
+fn with_config(sources: &config::SourceArgs, then: impl FnOnce(configuration::Loaded) -> ExitCode) -> ExitCode {
+    match configuration::load(&sources.sources()) {
+        Ok(loaded) => then(loaded),
+        Err(faults) => answer::faulty(&faults),
+    }
+}

@@ -1,0 +1,41 @@
+//! The capture: loads the eBPF programs, tells them the rules, attaches them, and sees that they stay effective. The only
+//! module that imports aya.
+//!
+//! The order is carried by types: [`Programs`] are loaded, [`Prepared`] programs know the rules and the proxy's
+//! listeners, a [`Capture`] is attached. What a [`Capture`] holds are links: the kernel detaches everything when the
+//! process dies in whatever way, unless `on_failure: closed` asks for links that outlive it.
+
+mod addresses;
+mod bpf_log;
+mod capabilities;
+mod capture;
+mod counters;
+mod discovery;
+mod error;
+mod heartbeat;
+mod listeners;
+mod netlink;
+mod pins;
+mod programs;
+mod query;
+mod rules;
+mod uncaptured;
+
+pub use addresses::AddressWatch;
+pub use bpf_log::BpfLog;
+pub use capabilities::missing_capabilities;
+pub use capture::{Attached, Capture, Prepared};
+pub use counters::Counters;
+pub use error::Error;
+pub use heartbeat::Heartbeat;
+pub use listeners::{DeviceBound, ListenerWatch};
+pub use programs::{Programs, Subflows};
+pub use uncaptured::{Origin, Uncaptured, UncapturedWatch};
+
+/// Whether links can be pinned, as `on_failure: closed` needs.
+///
+/// # Errors
+/// bpffs is not mounted where it should be.
+pub fn can_pin() -> Result<(), Error> {
+    pins::Pins::require_bpffs()
+}

@@ -1,0 +1,198 @@
+//! What can go wrong with the capture. One variant for each thing that an operator would do about it.
+
+use std::{io, path::PathBuf};
+
+use aya::{EbpfError, maps::MapError, programs::ProgramError};
+
+/// Why the capture cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process may not load programs.
+    #[error("{} missing: loading and attaching the capture needs it; run as root or add it to the container's securityContext.capabilities.add", .0.join(" and "))]
+    Capabilities(Vec<&'static str>),
+    /// The eBPF object could not be created in the kernel.
+    #[error("the eBPF maps cannot be created: {}", chain(.0))]
+    Object(Box<EbpfError>),
+    /// The kernel refused a program.
+    #[error(
+        "the kernel refuses the eBPF program `{program}`: {}; capture needs Linux 5.19 or newer, see the kernels in the README",
+        refusal(.source)
+    )]
+    Load {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's words among them.
+        source: Box<ProgramError>,
+    },
+    /// A program could not be attached.
+    #[error("the eBPF program `{program}` cannot be attached to {target}: {}{}", chain(.source), hint(.source))]
+    Attach {
+        /// Its name.
+        program: &'static str,
+        /// The cgroup or network namespace.
+        target: String,
+        /// The kernel's answer.
+        source: Box<ProgramError>,
+    },
+    /// A map of the object could not be used.
+    #[error("the eBPF map `{map}` cannot be {action}: {}", chain(.source))]
+    Map {
+        /// Its name.
+        map: &'static str,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: Box<MapError>,
+    },
+    /// The heartbeat's memory could not be shared with the kernel.
+    #[error("the eBPF map `HEARTBEAT` cannot be mapped into memory: {0}")]
+    Heartbeat(#[source] io::Error),
+    /// `on_failure: closed` needs a file system for links.
+    #[error(
+        "capture.on_failure: closed, the default where mtls is strict, needs bpffs at /sys/fs/bpf, so that the programs go on refusing when the sidecar is killed: mount -t bpf bpf /sys/fs/bpf (in a container: mount the host's)"
+    )]
+    NoBpffs,
+    /// The links could not be pinned or unpinned.
+    #[error(
+        "cannot {action} {path}: {source}; capture.on_failure: closed pins links there: make it writable (mount -o remount,rw /sys/fs/bpf), or set it to open"
+    )]
+    Pin {
+        /// What was tried.
+        action: &'static str,
+        /// The pod's directory of pins.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another sidecar serves the pod.
+    #[error(
+        "another sidecar serves the pod: its eBPF program `{program}` runs there, and each would capture what the other dials; stop it first (`bpftool prog show name {program}` names its process)"
+    )]
+    Taken {
+        /// The program that was found.
+        program: String,
+    },
+    /// What the programs say cannot be read.
+    #[error("the log of the eBPF programs cannot be read: {0}; set telemetry.bpf_log to false")]
+    BpfLog(String),
+    /// A netlink request failed.
+    #[error("netlink {request}: {source}")]
+    Netlink {
+        /// What was asked.
+        request: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel does not run one of our programs where it should.
+    #[error(
+        "the eBPF program `{program}` is attached but not effective in {target}: another program or a removed cgroup is in its way; `bpftool cgroup tree` shows what is attached"
+    )]
+    NotEffective {
+        /// Its name.
+        program: &'static str,
+        /// Where it should run.
+        target: PathBuf,
+    },
+    /// The kernel does not say which programs it runs.
+    #[error("the kernel does not tell which programs are effective in {target}: {source}")]
+    Query {
+        /// The cgroup or network namespace.
+        target: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A real connection did not pass our programs.
+    #[error("a probe connection did not pass the eBPF program `{program}`, although it is attached")]
+    ProbeMissed {
+        /// The program that did not count it.
+        program: &'static str,
+    },
+    /// The probe connection itself failed.
+    #[error("the probe connection over loopback failed: {0}")]
+    Probe(#[source] io::Error),
+}
+
+/// An error with all its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Why the kernel refused a program, on one line: of the verifier's words those that say what it refused.
+pub(super) fn refusal(error: &ProgramError) -> String {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => match decisive(&verifier_log.to_string()) {
+            Some(words) => format!("{words} ({io_error})"),
+            None => format!("{io_error}"),
+        },
+        other => chain(other),
+    }
+}
+
+/// The last of the verifier's words: the instructions that led to what it refused.
+pub(super) fn verifier_words(error: &ProgramError) -> String {
+    /// Lines that are kept.
+    const LAST: usize = 12;
+    let ProgramError::LoadError { verifier_log, .. } = error else { return String::new() };
+    let log = verifier_log.to_string();
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(LAST)..].join("\n")
+}
+
+/// The verifier speaks last of what it refused, but for statistics (kernel/bpf/verifier.c, `print_verification_stats`).
+fn decisive(log: &str) -> Option<&str> {
+    const STATISTICS: [&str; 4] = ["verification time ", "stack depth ", "processed ", "subprog "];
+    let is_statistics = |line: &&str| STATISTICS.iter().any(|begin| line.starts_with(begin));
+    log.lines().take_while(|line| !is_statistics(line)).map(str::trim).filter(|line| !line.is_empty()).last()
+}
+
+/// What an operator can do about a refused attachment.
+fn hint(error: &ProgramError) -> &'static str {
+    match error {
+        ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::EPERM) => {
+            "; either CAP_NET_ADMIN and CAP_BPF are missing, or a program attached to a parent cgroup without \
+             BPF_F_ALLOW_MULTI forbids others below it (`bpftool cgroup tree` shows it)"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_verifier_refused_is_found_in_its_words() {
+        const LOG: &str = "0: R1=ctx() R10=fp0\n155: (bc) w1 = w6\n156: (85) call unknown#9999\n";
+        for (log, expected) in [
+            (
+                "invalid func unknown#9999\nverification time 547 usec\nstack depth 88+0\nprocessed 79 insns (limit 1000000)\n",
+                "invalid func unknown#9999",
+            ),
+            // Linux 7.
+            (
+                "invalid func unknown#9999\nstack depth 88+0\nsubprog 0 (on_mesh) main insns_self 338 insns_total 338 stack 8\n\
+                 subprog 1 (memmove) static insns_self 0 insns_total 0 stack 0\n",
+                "invalid func unknown#9999",
+            ),
+            (
+                "unknown func bpf_set_retval#187\nprocessed 79 insns (limit 1000000)\n\n",
+                "unknown func bpf_set_retval#187",
+            ),
+        ] {
+            assert_eq!(decisive(&format!("{LOG}{log}")), Some(expected), "{log}");
+        }
+        for silent in ["", "processed 0 insns (limit 1000000)\n"] {
+            assert_eq!(decisive(silent), None, "{silent}");
+        }
+    }
+}
