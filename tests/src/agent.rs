@@ -1,0 +1,11 @@
+//! What the applications of the tests are made of.
+
+pub mod pattern;
+pub mod puppet;
+mod rush;
+mod seen;
+mod storm;
+pub mod sys;
+
+use seen::outcome;
+pub use seen::{Event, Observation, Seen};

@@ -1,0 +1,120 @@
+//! A world with sidecars in it.
+
+use std::{env, net::IpAddr, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use super::{Authority, Pod, Sidecar, World, eventually};
+
+/// Which pods have a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The client's.
+    pub client: bool,
+    /// The server's.
+    pub server: bool,
+    /// They speak mutual TLS and nothing else.
+    pub strict: bool,
+    /// They know of each other that they speak HBONE.
+    pub tunnels: bool,
+}
+
+impl Layout {
+    /// None.
+    pub const DIRECT: Self = Self { client: false, server: false, strict: false, tunnels: false };
+    /// Both.
+    pub const BOTH: Self = Self { client: true, server: true, strict: false, tunnels: false };
+    /// Both, with mutual TLS.
+    pub const STRICT: Self = Self { client: true, server: true, strict: true, tunnels: false };
+    /// Both, with mutual TLS through tunnels.
+    pub const TUNNELS: Self = Self { client: true, server: true, strict: true, tunnels: true };
+
+    /// Both pods, without and with mutual TLS; none with `SIDECAR_TEST_DIRECT=1`, which tells a broken application from a
+    /// broken sidecar.
+    pub fn for_applications() -> &'static [Self] {
+        let direct = env::var_os("SIDECAR_TEST_DIRECT").is_some_and(|value| value == "1");
+        if direct { &[Self::DIRECT] } else { &[Self::BOTH, Self::STRICT] }
+    }
+}
+
+fn mtls(layout: Layout) -> &'static str {
+    /// Every address of both pods.
+    const TUNNELS: &str =
+        "mtls: { mode: strict, workloads: [{ addresses: [10.77.0.0/24, \"fd77::/64\"], transport: hbone }] }\n";
+    if layout.tunnels { TUNNELS } else { "mtls: { mode: strict }\n" }
+}
+
+/// A world and its sidecars, which end before it.
+#[derive(Debug)]
+pub struct Mesh {
+    /// The client's sidecar.
+    pub client: Option<Sidecar>,
+    /// The server's sidecar.
+    pub server: Option<Sidecar>,
+    /// They speak mutual TLS and nothing else.
+    pub strict: bool,
+    /// The pods.
+    pub world: World,
+}
+
+impl Mesh {
+    /// A new world with sidecars of the default configuration.
+    pub fn new(layout: Layout) -> Result<Self> {
+        Self::in_world(World::new()?, layout)
+    }
+
+    /// Starts sidecars in `world`, of the default configuration but for mutual TLS.
+    pub fn in_world(world: World, layout: Layout) -> Result<Self> {
+        let authority = layout.strict.then(|| Authority::new(&world)).transpose()?;
+        let config = |pod: &Pod, account| match &authority {
+            Some(authority) => Ok(authority.issue(pod, account)? + mtls(layout)),
+            None => anyhow::Ok("{}".to_owned()),
+        };
+        let start =
+            |pod, wanted: bool, account| wanted.then(|| Sidecar::start(pod, &config(pod, account)?)).transpose();
+        let client = start(&world.client, layout.client, "client")?;
+        let server = start(&world.server, layout.server, "server")?;
+        Ok(Self { client, server, strict: layout.strict, world })
+    }
+
+    /// An error unless both sidecars, where there are any, have carried at least `count` connections so far.
+    pub fn ensure_carried(&self, count: u64) -> Result<()> {
+        let verdicts = [(&self.client, "connect", "captured"), (&self.server, "sk_lookup", "steered")];
+        for (sidecar, hook, reason) in verdicts {
+            if let Some(sidecar) = sidecar {
+                let carried = sidecar.verdict(hook, "capture", reason)?;
+                ensure!(
+                    carried >= count,
+                    "{hook}: {carried} connections {reason}, at least {count} expected{}",
+                    self.logs()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// An error unless the sidecars have carried something so far and nothing in plaintext, where they are strict.
+    pub fn ensure_encrypted(&self) -> Result<()> {
+        for sidecar in [&self.client, &self.server].into_iter().flatten().filter(|_| self.strict) {
+            let metrics = sidecar.metrics()?;
+            let count = |security| metrics.sum("sidecar_connections_security_total", &[("security", security)]);
+            let (plaintext, encrypted) = (count("plaintext"), count("mutual_tls"));
+            ensure!(plaintext == 0.0 && encrypted > 0.0, "{encrypted} encrypted, {plaintext} not{}", self.logs());
+        }
+        Ok(())
+    }
+
+    /// What the sidecars have written so far, for a failure message.
+    pub fn logs(&self) -> String {
+        let sidecars = [&self.client, &self.server].into_iter().flatten();
+        sidecars.map(|sidecar| format!("\n{}{}", sidecar.verdicts(), sidecar.process.output())).collect()
+    }
+}
+
+/// Waits until something in `pod` accepts connections to its loopback at `port`. Asked from outside the pod's cgroup.
+pub fn wait_for_port(pod: &Pod, port: u16, limit: Duration) -> Result<()> {
+    let address = (IpAddr::from([127, 0, 0, 1]), port);
+    let listens = pod.netns().run(|| eventually(limit, || std::net::TcpStream::connect(address).is_ok()))?;
+    ensure!(listens, "nothing listens at port {port} of {} after {limit:?}", pod.name());
+    Ok(())
+}

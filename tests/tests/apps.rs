@@ -1,0 +1,294 @@
+//! Real applications, unmodified, in two pods with a sidecar in each: in plaintext, and with mutual TLS or nothing.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{sys::signal::Signal, unistd::User};
+use sidecar_tests::harness::{Layout, Mesh, PATIENCE, Pod, Process, nginx, wait_for_port, work};
+
+/// Runs `test` in a world of its own for each layout.
+fn everywhere(test: impl Fn(&Mesh) -> Result<()>) -> Result<()> {
+    for layout in Layout::for_applications() {
+        let mesh = Mesh::new(*layout)?;
+        test(&mesh).with_context(|| format!("{layout:?}"))?;
+        mesh.ensure_encrypted()?;
+    }
+    Ok(())
+}
+
+fn spawn(pod: &Pod, program: &str, args: &[&str]) -> Result<Process> {
+    let mut command = Command::new(program);
+    command.args(args).current_dir(pod.directory());
+    pod.spawn(command).with_context(|| format!("is {program} installed?"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("paths of the tests are ASCII")
+}
+
+/// A gigabyte, less on a slow machine or where it is encrypted, in which no two megabytes are alike, most of it holes.
+fn gigabyte(path: &Path, encrypted: bool) -> Result<()> {
+    let file = File::create(path)?;
+    let megabytes = u64::from(work(if encrypted { 256 } else { 1024 }));
+    file.set_len(megabytes << 20)?;
+    for megabyte in 0..megabytes {
+        let mark: Vec<u8> = (0..512).flat_map(|i| (megabyte * 1_000_003 + i * 7919).to_le_bytes()).collect();
+        file.write_all_at(&mark, megabyte << 20)?;
+    }
+    Ok(())
+}
+
+fn web(pod: &Pod) -> Result<Process> {
+    let root = text(pod.directory());
+    let server = format!("listen 80; listen [::]:80; root {root}; location = /hello {{ return 200 hello; }}");
+    nginx(pod, 80, "$remote_addr $server_addr:$server_port $request_uri $status", &server)
+}
+
+#[test]
+fn nginx_serves_curl_and_logs_the_real_client() -> Result<()> {
+    everywhere(|mesh| {
+        let (client, server) = (&mesh.world.client, &mesh.world.server);
+        let _nginx = web(server)?;
+        for host in ["10.77.0.2", "[fd77::2]"] {
+            let url = format!("http://{host}/hello");
+            ensure!(client.run("curl", ["-sS", "--max-time", "10", &url])? == "hello");
+        }
+        // One connection, many requests.
+        let many = "http://10.77.0.2/hello?[1-200]";
+        ensure!(client.run("curl", ["-sS", "--max-time", "20", many])? == "hello".repeat(200));
+        let log = fs::read_to_string(server.directory().join("access.log"))?;
+        ensure!(log.contains("10.77.0.1 10.77.0.2:80 /hello 200"), "{log}");
+        ensure!(log.contains("fd77::1 fd77::2:80 /hello 200"), "{log}");
+        ensure!(log.lines().count() == 202, "{} requests logged", log.lines().count());
+        mesh.ensure_carried(3)
+    })
+}
+
+#[test]
+fn a_gigabyte_from_nginx_arrives_intact() -> Result<()> {
+    everywhere(|mesh| {
+        let (client, server) = (&mesh.world.client, &mesh.world.server);
+        let body = server.directory().join("body");
+        gigabyte(&body, mesh.strict)?;
+        let _nginx = web(server)?;
+        // Byte by byte against the original: stricter than a hash, and quicker.
+        let compare = format!("set -o pipefail; curl -sS --max-time 100 http://10.77.0.2/body | cmp - {}", text(&body));
+        client.run("bash", ["-c", &compare])?;
+        mesh.ensure_carried(1)
+    })
+}
+
+#[test]
+fn wrk_finds_no_failed_request() -> Result<()> {
+    everywhere(|mesh| {
+        let _nginx = web(&mesh.world.server)?;
+        for close in ["Connection: keep-alive", "Connection: close"] {
+            let report =
+                mesh.world.client.run("wrk", ["-t2", "-c40", "-d2s", "-H", close, "http://10.77.0.2/hello"])?;
+            ensure!(
+                !report.contains("Socket errors") && !report.contains("Non-2xx"),
+                "{close}: {report}{}",
+                mesh.logs()
+            );
+        }
+        mesh.ensure_carried(40)
+    })
+}
+
+fn redis(pod: &Pod) -> Result<Process> {
+    let args = ["--port", "6379", "--bind", "*", "-::*", "--protected-mode", "no", "--save", "", "--dir", "."];
+    let redis = spawn(pod, "redis-server", &args)?;
+    wait_for_port(pod, 6379, PATIENCE).with_context(|| redis.output())?;
+    Ok(redis)
+}
+
+#[test]
+fn redis_passes_its_own_benchmark() -> Result<()> {
+    everywhere(|mesh| {
+        let _redis = redis(&mesh.world.server)?;
+        let client = &mesh.world.client;
+        let requests = work(5000).to_string();
+        for pipeline in ["1", "16"] {
+            let tests = "ping,set,get,incr,lpush,lrange_100,mset";
+            let args =
+                ["-h", "10.77.0.2", "-n", &requests, "-c", "50", "-d", "2000", "-P", pipeline, "-t", tests, "--csv"];
+            let report = client.run("redis-benchmark", args)?;
+            ensure!(report.lines().count() >= 8 && !report.to_lowercase().contains("error"), "{report}");
+        }
+        let big = "x".repeat(100_000);
+        client.run("redis-cli", ["-h", "10.77.0.2", "set", "big", &big])?;
+        ensure!(client.run("redis-cli", ["-h", "10.77.0.2", "get", "big"])?.trim() == big, "the big value has changed");
+        mesh.ensure_carried(50)
+    })
+}
+
+#[test]
+fn redis_delivers_published_messages() -> Result<()> {
+    everywhere(|mesh| {
+        let _redis = redis(&mesh.world.server)?;
+        let client = &mesh.world.client;
+        let subscriber = spawn(client, "redis-cli", &["-h", "10.77.0.2", "subscribe", "news"])?;
+        let line = |wanted: &str| {
+            let found = |lines: &[String]| lines.iter().any(|line| line == wanted).then_some(());
+            subscriber.out.wait_for(PATIENCE, found).with_context(|| format!("no {wanted}{}", subscriber.output()))
+        };
+        line("subscribe")?;
+        for message in ["first", "second"] {
+            ensure!(client.run("redis-cli", ["-h", "10.77.0.2", "publish", "news", message])?.trim() == "1");
+            line(message)?;
+        }
+        mesh.ensure_carried(3)
+    })
+}
+
+/// The newest PostgreSQL of the distribution.
+fn postgres_program(name: &str) -> Result<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").context("is postgresql installed?")?;
+    let mut paths: Vec<PathBuf> = versions.flatten().map(|version| version.path().join("bin").join(name)).collect();
+    paths.sort();
+    paths.pop().filter(|path| path.exists()).with_context(|| format!("no {name} below /usr/lib/postgresql"))
+}
+
+/// A fresh database server, run by the user `postgres` as it insists.
+fn postgres(pod: &Pod) -> Result<Process> {
+    let user = User::from_name("postgres")?.context("no user postgres: is postgresql installed?")?;
+    let data = pod.directory().join("data");
+    fs::create_dir(&data)?;
+    std::os::unix::fs::chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
+    let drop_root = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
+    let (initdb, server) = (postgres_program("initdb")?, postgres_program("postgres")?);
+    let create = ["-D", text(&data), "-A", "trust", "-U", "postgres", "--no-sync", "--no-instructions", "-E", "UTF8"];
+    pod.run("setpriv", drop_root.iter().chain(&[text(&initdb)]).chain(&create))?;
+    let everyone = "host all all all trust\n";
+    fs::write(data.join("pg_hba.conf"), everyone)?;
+    let socket = format!("unix_socket_directories={}", text(&data));
+    let run = ["-D", text(&data), "-c", "listen_addresses=*", "-c", &socket, "-c", "fsync=off", "-c", "ssl=off"];
+    let args: Vec<&str> = drop_root.iter().chain(&[text(&server)]).chain(&run).copied().collect();
+    let postgres = spawn(pod, "setpriv", &args)?;
+    let ready = |lines: &[String]| lines.iter().any(|line| line.contains("ready to accept connections")).then_some(());
+    postgres.err.wait_for(PATIENCE, ready).with_context(|| postgres.output())?;
+    Ok(postgres)
+}
+
+const DATABASE: &str = "host=10.77.0.2 user=postgres dbname=postgres connect_timeout=10";
+
+#[test]
+fn postgres_runs_pgbench_copies_and_cancels() -> Result<()> {
+    everywhere(|mesh| {
+        let _postgres = postgres(&mesh.world.server)?;
+        let client = &mesh.world.client;
+        let pgbench = postgres_program("pgbench")?;
+        client.run(text(&pgbench), ["-q", "-i", "-s", "1", DATABASE])?;
+        // Simple and prepared queries, then a connection for every transaction.
+        let transactions = work(40).to_string();
+        for mode in [["-M", "simple"], ["-M", "prepared"], ["-C", "-S"]] {
+            let args = ["-c", "8", "-j", "2", "-t", &transactions];
+            let report = client.run(text(&pgbench), args.iter().chain(&mode).chain(&[DATABASE]))?;
+            ensure!(report.contains("number of failed transactions: 0"), "{mode:?}: {report}");
+        }
+        copy_there_and_back(client)?;
+        cancel(client)?;
+        mesh.ensure_carried(8)
+    })
+}
+
+fn copy_there_and_back(client: &Pod) -> Result<()> {
+    let rows = work(300_000);
+    let sum = "select count(*), sum(i), md5(string_agg(t, '' order by i)) from copied";
+    let script = format!(
+        "set -e -o pipefail\n\
+         q() {{ psql -qAtX -v ON_ERROR_STOP=1 '{DATABASE}' -c \"$1\"; }}\n\
+         q 'create table made as select i, md5(i::text) t from generate_series(1, {rows}) i'\n\
+         q 'create table copied (i int, t text)'\n\
+         q 'copy made to stdout' | q 'copy copied from stdin'\n\
+         q \"{sum}\"\n\
+         q \"{}\"",
+        sum.replace("copied", "made")
+    );
+    let report = client.run("bash", ["-c", &script])?;
+    let sums: Vec<&str> = report.lines().collect();
+    ensure!(sums.len() == 2 && sums[0] == sums[1] && sums[0].starts_with(&format!("{rows}|")), "{report}");
+    Ok(())
+}
+
+/// Ctrl-C in psql cancels over a second connection.
+fn cancel(client: &Pod) -> Result<()> {
+    // The notice is from within the statement: after an answer there would be nothing to cancel yet.
+    let statement = "do $$ begin raise notice 'started'; perform pg_sleep(60); end $$";
+    let mut sleeper = spawn(client, "psql", &["-qAtX", DATABASE, "-c", statement])?;
+    let started = |lines: &[String]| lines.iter().any(|line| line.ends_with("started")).then_some(());
+    sleeper.err.wait_for(PATIENCE, started).with_context(|| sleeper.output())?;
+    sleeper.signal(Signal::SIGINT)?;
+    sleeper.wait(PATIENCE)?;
+    let message = sleeper.err.text();
+    ensure!(message.contains("canceling statement due to user request"), "{message}");
+    Ok(())
+}
+
+#[test]
+fn python_http_server_serves_curl() -> Result<()> {
+    everywhere(|mesh| {
+        let (client, server) = (&mesh.world.client, &mesh.world.server);
+        fs::write(server.directory().join("page"), "from python")?;
+        let python = spawn(server, "python3", &["-u", "-m", "http.server", "8000", "--bind", "::"])?;
+        wait_for_port(server, 8000, PATIENCE).with_context(|| python.output())?;
+        for host in ["10.77.0.2", "[fd77::2]"] {
+            let url = format!("http://{host}:8000/page");
+            ensure!(client.run("curl", ["-sS", "--max-time", "10", &url])? == "from python");
+        }
+        let named = |lines: &[String]| {
+            let by = |client: &str| lines.iter().any(|line| line.starts_with(client));
+            (by("::ffff:10.77.0.1 - ") && by("fd77::1 - ")).then_some(())
+        };
+        python.err.wait_for(PATIENCE, named).with_context(|| format!("its log misses a client{}", python.output()))?;
+        mesh.ensure_carried(2)
+    })
+}
+
+const NODE_SERVER: &str = "
+const http = require('http'), crypto = require('crypto');
+http.createServer((request, response) => {
+  const hash = crypto.createHash('sha256');
+  request.on('data', part => hash.update(part));
+  request.on('end', () => response.end(JSON.stringify({
+    hash: hash.digest('hex'), peer: request.socket.remoteAddress, local: request.socket.localAddress })));
+}).listen(3000);";
+
+const NODE_CLIENT: &str = "
+const http = require('http'), crypto = require('crypto'), body = crypto.randomBytes(process.argv[1] << 20);
+const agent = new http.Agent({ keepAlive: true, maxSockets: 4 });
+const hash = crypto.createHash('sha256').update(body).digest('hex');
+const once = () => new Promise((done, fail) => {
+  const request = http.request({ host: '10.77.0.2', port: 3000, method: 'POST', agent }, response => {
+    let text = '';
+    response.on('data', part => text += part);
+    response.on('end', () => done(JSON.parse(text)));
+  });
+  request.on('error', fail);
+  request.end(body);
+});
+Promise.all([...Array(8)].map(once)).then(answers => {
+  for (const answer of answers) {
+    if (answer.hash !== hash) throw new Error('the body has changed');
+    if (answer.peer !== '::ffff:10.77.0.1') throw new Error('peer ' + answer.peer);
+    if (answer.local !== '::ffff:10.77.0.2') throw new Error('local ' + answer.local);
+  }
+  console.log('all intact');
+  process.exit(0);
+}).catch(error => { console.error(error); process.exit(1); });";
+
+#[test]
+fn node_answers_node_with_the_hash_of_its_upload() -> Result<()> {
+    everywhere(|mesh| {
+        let (client, server) = (&mesh.world.client, &mesh.world.server);
+        let node = spawn(server, "node", &["-e", NODE_SERVER])?;
+        wait_for_port(server, 3000, PATIENCE).with_context(|| node.output())?;
+        ensure!(client.run("node", ["-e", NODE_CLIENT, &work(16).to_string()])?.trim() == "all intact");
+        mesh.ensure_carried(4)
+    })
+}

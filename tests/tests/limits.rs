@@ -1,0 +1,220 @@
+//! What a sidecar does when something runs out: connections, time, descriptors, memory. The numbers are those of the
+//! fault table in the project's notes.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use sidecar_tests::{
+    agent::puppet::Order,
+    cases::net::{ANY, PORT, TO_V4},
+    harness::{MemoryLimit, PATIENCE, Puppet, Sidecar, World, eventually, patient, skip},
+};
+
+/// Nobody has this address, and nobody says so: packets to it disappear in the other pod.
+const BLACK_HOLE: &str = "10.88.99.99";
+
+/// A configuration with this time limit of the proxy's, in milliseconds of a machine of usual speed.
+fn limited(key: &str, milliseconds: u64) -> String {
+    format!("proxy: {{ {key}: {}ms }}", patient(Duration::from_millis(milliseconds)).as_millis())
+}
+
+#[test]
+fn connections_above_the_limit_wait_and_go_on_when_others_end() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, "proxy: { max_connections: 4 }")?;
+    let mut server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    let sockets = (0..8).map(|_| app.open(TO_V4).map(|(socket, _)| socket)).collect::<Result<Vec<_>>>()?;
+    let (carried, waiting) = sockets.split_at(4);
+    for socket in carried {
+        app.echo(*socket)?;
+    }
+    ensure!(world.client.waiting_at(15001)? == 4, "{} wait", world.client.waiting_at(15001)?);
+    ensure!(sidecar.live()? == 4 && server.accepted()?.len() == 4);
+    for (carried, waiting) in carried.iter().zip(waiting) {
+        app.must(Order::Close(*carried))?;
+        app.echo(*waiting)?;
+        // A record ends a moment after its connection.
+        let settled = eventually(PATIENCE, || sidecar.live().is_ok_and(|live| live == 4));
+        ensure!(settled, "{}", sidecar.connections()?);
+    }
+    for waiting in waiting {
+        app.must(Order::Reset(*waiting))?;
+    }
+    ensure!(eventually(PATIENCE, || sidecar.live().is_ok_and(|live| live == 0)), "{}", sidecar.connections()?);
+    app.visit(TO_V4).map(drop)
+}
+
+/// 38
+#[test]
+fn without_free_descriptors_connections_wait_and_none_is_lost() -> Result<()> {
+    let world = World::new()?;
+    // What a sidecar needs for itself, and both ends of one connection.
+    let limit = Sidecar::start(&world.client, "{}")?.descriptors()? + 2;
+    let mut sidecar = Sidecar::spawn_through(&world.client, "{}", "prlimit", &[&format!("--nofile={limit}:{limit}")])?;
+    sidecar.wait_until_ready(PATIENCE)?;
+    let _server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    let streams = (0..100).map(|_| app.open(TO_V4).map(|(socket, _)| socket)).collect::<Result<Vec<_>>>()?;
+    ensure!(eventually(PATIENCE, || sidecar.descriptors().is_ok_and(|open| open >= limit - 1)), "descriptors are free");
+    ensure!(world.client.waiting_at(15001)? > 0, "no connection waits");
+    let used = sidecar.cpu_time()?;
+    // How busy it is can only be told over a time.
+    let window = Duration::from_secs(2);
+    std::thread::sleep(window);
+    let busy = sidecar.cpu_time()? - used;
+    ensure!(busy < patient(window) / 20, "{busy:?} of processor time in {window:?} of waiting");
+    for (number, stream) in streams.into_iter().enumerate() {
+        let answer = app.order(Order::Echo(stream, 1000))?;
+        ensure!(answer.outcome == "ok", "stream {number}: {answer:?}{}", sidecar.process.output());
+        app.must(Order::Close(stream))?;
+    }
+    ensure!(eventually(PATIENCE, || sidecar.live().is_ok_and(|live| live == 0)), "{}", sidecar.connections()?);
+    app.visit(TO_V4).map(drop)
+}
+
+/// 39
+#[test]
+fn a_destination_that_never_answers_ends_in_a_reset_within_the_limit() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, &limited("connect_timeout", 500))?;
+    let mut app = Puppet::start(&world.client)?;
+    let to = SocketAddr::new(BLACK_HOLE.parse::<IpAddr>()?, PORT);
+    for half_close in [false, true] {
+        let (socket, _) = app.open(to)?;
+        app.must(Order::Send(socket, 1000))?;
+        if half_close {
+            app.must(Order::Finish(socket))?;
+        }
+        let end = app.order(Order::AwaitEnd(socket))?;
+        ensure!(end.outcome == "ECONNRESET", "half-closed {half_close}: {end:?}");
+        ensure!(end.took > Duration::from_millis(200) && end.took < patient(Duration::from_secs(2)), "{end:?}");
+    }
+    ensure!(sidecar.closed("connect_timeout")? == 2);
+    Ok(())
+}
+
+/// 39: nobody answers the question for its link address either.
+#[test]
+fn a_neighbour_that_does_not_exist_ends_in_a_reset_within_the_limit() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, &limited("connect_timeout", 500))?;
+    let mut app = Puppet::start(&world.client)?;
+    let (socket, _) = app.open(SocketAddr::new([10, 77, 0, 200].into(), PORT))?;
+    let end = app.order(Order::AwaitEnd(socket))?;
+    ensure!(end.outcome == "ECONNRESET" && end.took < patient(Duration::from_secs(2)), "{end:?}");
+    ensure!(sidecar.closed("connect_timeout")? == 1);
+    Ok(())
+}
+
+/// 39
+#[test]
+fn an_idle_connection_is_reset_after_the_limit_and_a_busy_one_is_not() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, &limited("idle_timeout", 600))?;
+    let _server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    let ((busy, _), (idle, _)) = (app.open(TO_V4)?, app.open(TO_V4)?);
+    app.echo(idle)?;
+    for _ in 0..10 {
+        app.echo(busy)?;
+        std::thread::sleep(patient(Duration::from_millis(100)));
+    }
+    ensure!(app.order(Order::AwaitEnd(idle))?.outcome == "ECONNRESET");
+    ensure!(sidecar.closed("idle_timeout")? == 1);
+    app.echo(busy)
+}
+
+/// Connections whose receiver does not read.
+const BLOCKED: usize = 200;
+
+/// What they need by the formula of docs/operations.md, with a `socket_buffer` of 24 KiB and a `max_buffer` of 16 KiB.
+const ENOUGH: u64 = (20 << 20) + BLOCKED as u64 * ((16 << 10) + ((2 * 24 + 16 + 24) << 10));
+
+/// 38
+#[test]
+fn a_small_memory_limit_is_enough_for_two_hundred_blocked_streams() -> Result<()> {
+    block_streams("a_small_memory_limit_is_enough_for_two_hundred_blocked_streams", ENOUGH)
+}
+
+/// 38: less than is needed to keep the program's own file in memory, so that the kernel is short of it all the time.
+#[test]
+fn blocked_streams_lose_nothing_while_memory_is_short() -> Result<()> {
+    block_streams("blocked_streams_lose_nothing_while_memory_is_short", ENOUGH - (12 << 20))
+}
+
+/// Blocks streams of a sidecar with so much memory, has others pass, and reads all that was sent.
+fn block_streams(test: &str, bytes: u64) -> Result<()> {
+    let world = World::new()?;
+    let Some(limit) = MemoryLimit::new(&world.client, bytes)? else {
+        skip(test, "no memory controller");
+        return Ok(());
+    };
+    small_socket_buffers(&world)?;
+    let config = "proxy: { max_buffer: 16KiB, socket_buffer: 24KiB }";
+    let mut sidecar = Sidecar::spawn_through(&world.client, config, "sh", &["-ec", &limit.enter()])?;
+    sidecar.wait_until_ready(PATIENCE)?;
+    let mut server = Puppet::serving(&world.server, ANY)?;
+    let deaf = SocketAddr::new(ANY.ip(), 9090);
+    server.must(Order::Ignore(deaf, 300))?;
+    let mut app = Puppet::start(&world.client)?;
+    let to = SocketAddr::new(TO_V4.ip(), deaf.port());
+    let streams = (0..BLOCKED).map(|_| app.open(to).map(|(stream, _)| stream)).collect::<Result<Vec<_>>>()?;
+    let mut sent = 0;
+    for stream in &streams {
+        sent = app.must(Order::Fill(*stream))?.moved;
+    }
+    for _ in 0..3 {
+        app.must(Order::Churn(TO_V4, 100))?;
+    }
+    ensure!(limit.kills()? == 0 && sidecar.process.is_running(), "killed for want of memory{}", limit.usage());
+    ensure!(sidecar.live()? >= BLOCKED, "{} connections are left", sidecar.live()?);
+    // All at once: the server need not have got them in this order.
+    for stream in streams {
+        app.must(Order::Finish(stream))?;
+    }
+    let mut read = 0;
+    for _ in 0..BLOCKED {
+        read = server.must(Order::Drain)?.moved;
+    }
+    ensure!(read == sent, "{sent} bytes were sent, {read} arrived{}", limit.usage());
+    drop(sidecar);
+    Ok(())
+}
+
+/// Or the test would take a gigabyte of the kernel's memory.
+fn small_socket_buffers(world: &World) -> Result<()> {
+    for pod in [&world.client, &world.server] {
+        pod.sysctl("net/ipv4/tcp_rmem", "4096 131072 262144")?;
+        pod.sysctl("net/ipv4/tcp_wmem", "4096 16384 262144")?;
+    }
+    Ok(())
+}
+
+/// 5: what a receiver does not read stays with the sender and in the kernel.
+#[test]
+fn receivers_that_do_not_read_cost_no_more_than_the_configured_buffer() -> Result<()> {
+    let world = World::new()?;
+    small_socket_buffers(&world)?;
+    let sidecar = Sidecar::start(&world.client, "proxy: { max_buffer: 16KiB }")?;
+    let mut server = Puppet::start(&world.server)?;
+    server.must(Order::Ignore(ANY, 300))?;
+    let mut app = Puppet::start(&world.client)?;
+    let before = sidecar.anonymous_kib()?;
+    let streams = (0..200).map(|_| app.open(TO_V4).map(|(socket, _)| socket)).collect::<Result<Vec<_>>>()?;
+    for stream in &streams {
+        app.must(Order::Fill(*stream))?;
+    }
+    ensure!(sidecar.live()? == 200);
+    let grown = sidecar.anonymous_kib()?.saturating_sub(before);
+    // The sockets' own records and the allocator's rest on top.
+    ensure!(grown < 200 * 16 + 2048, "{grown} KiB for 200 blocked streams");
+    for stream in streams {
+        app.must(Order::Reset(stream))?;
+    }
+    ensure!(eventually(PATIENCE, || sidecar.live().is_ok_and(|live| live == 0)), "{}", sidecar.connections()?);
+    Ok(())
+}
