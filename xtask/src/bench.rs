@@ -1,0 +1,158 @@
+//! `cargo xtask bench`: the sidecar beside what one would use instead, interleaved on the same machine in one run.
+//!
+//! Every round sets each mode up afresh, in an order that rotates, so that a drift of the machine hits all alike.
+
+mod conditions;
+pub(crate) mod envoy;
+mod figure;
+mod goals;
+mod haproxy;
+mod identity;
+mod measure;
+mod memory;
+mod mode;
+mod report;
+mod rig;
+mod samples;
+mod table;
+
+use crate::{
+    build, interrupt,
+    setup::{self, Group as Need},
+    world::World,
+};
+use anyhow::{Context, Result, bail};
+use conditions::Conditions;
+use figure::Group;
+use mode::{Mode, Pair};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rig::Kit;
+use samples::Samples;
+use std::{path::PathBuf, slice::from_ref, time::Instant};
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// How often every mode is set up and measured; default 5, with --quick 2
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Shorter spans and streams: about two minutes, wider ranges
+    #[arg(long)]
+    quick: bool,
+    /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, envoy-mtls, sidecar-mtls,
+    /// sidecar-mtls-cold, sidecar-mtls-hybrid; mtls: those four and direct) and figures (round-trip, connect, bulk,
+    /// memory, lifecycle); may be given several times
+    #[arg(long, value_name = "MODE|FIGURE")]
+    only: Vec<Only>,
+    /// Measure this binary instead of building one
+    #[arg(long, value_name = "FILE")]
+    sidecar: Option<PathBuf>,
+}
+
+/// Modes or a group of figures.
+#[derive(Clone)]
+enum Only {
+    Modes(Vec<Mode>),
+    Group(Group),
+}
+
+impl std::str::FromStr for Only {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "mtls" {
+            return Ok(Self::Modes(Pair::MTLS.modes(&Mode::ALL)));
+        }
+        let mode = Mode::ALL.into_iter().find(|mode| mode.name() == name).map(|mode| Self::Modes(vec![mode]));
+        let group = || Group::ALL.into_iter().find(|group| group.name() == name).map(Self::Group);
+        mode.or_else(group).ok_or_else(|| {
+            let names = Mode::ALL.map(Mode::name).into_iter().chain(["mtls"]).chain(Group::ALL.map(Group::name));
+            format!("one of {}", names.collect::<Vec<_>>().join(", "))
+        })
+    }
+}
+
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Extent {
+    rounds: usize,
+    /// Length of each span of requests, in seconds.
+    seconds: f64,
+    /// Length of each stream.
+    bytes: u64,
+}
+
+impl Extent {
+    fn new(args: &Args) -> Self {
+        if args.quick {
+            Self { rounds: args.rounds.unwrap_or(2), seconds: 0.7, bytes: 256_000_000 }
+        } else {
+            Self { rounds: args.rounds.unwrap_or(5), seconds: 2.0, bytes: 1_000_000_000 }
+        }
+    }
+}
+
+/// Measures, prints the table, and writes the figures to a file.
+pub(crate) fn run(args: Args) -> Result<()> {
+    let modes = chosen(Mode::ALL, &args.only, |only| if let Only::Modes(modes) = only { modes } else { &[] });
+    let groups =
+        chosen(Group::ALL, &args.only, |only| if let Only::Group(group) = only { from_ref(group) } else { &[] });
+    let extent = Extent::new(&args);
+    if extent.rounds == 0 {
+        bail!("--rounds 0 measures nothing");
+    }
+    setup::ensure(&[Need::Bench])?;
+    let kit = Kit::assemble(&modes, args.sidecar)?;
+    allow_many_files()?;
+    let mut samples = Samples::default();
+    let conditions = Conditions::read(&extent, &kit)?;
+    rounds(&mut samples, &kit, &modes, &groups, extent)?;
+    print!("{}", table::render(&samples, &modes, &conditions));
+    let path = report::write(&samples, &modes, &conditions)?;
+    println!("\nwritten to {}", path.display());
+    if samples.has_faults() {
+        bail!("not everything could be measured, see above");
+    }
+    Ok(())
+}
+
+/// What was asked for of one kind; all, when nothing of that kind was.
+fn chosen<T: PartialEq, const N: usize>(all: [T; N], only: &[Only], of: impl Fn(&Only) -> &[T]) -> Vec<T> {
+    let asked: Vec<_> = only.iter().flat_map(of).collect();
+    all.into_iter().filter(|item| asked.is_empty() || asked.contains(&item)).collect()
+}
+
+fn rounds(samples: &mut Samples, kit: &Kit, modes: &[Mode], groups: &[Group], extent: Extent) -> Result<()> {
+    for round in 0..extent.rounds {
+        for turn in 0..modes.len() {
+            let mode = modes[(round + turn) % modes.len()];
+            let begin = Instant::now();
+            eprint!("round {}/{}  {:19}", round + 1, extent.rounds, mode.name());
+            let measured =
+                World::new("bench").and_then(|world| measure::all(samples, kit, &world, mode, groups, extent));
+            interrupt::check()?;
+            match measured {
+                Ok(()) => eprintln!("{:6.1} s", begin.elapsed().as_secs_f64()),
+                Err(err) => {
+                    eprintln!("not measured: {err:#}");
+                    samples.fail(mode, &err);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A thousand connections through a proxy are two thousand descriptors; children inherit the limit.
+fn allow_many_files() -> Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit(RLIMIT_NOFILE)")?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit(RLIMIT_NOFILE)")
+}
+
+/// Builds the sidecar unless one was given.
+fn sidecar(given: Option<PathBuf>) -> Result<PathBuf> {
+    match given {
+        Some(file) => file.canonicalize().with_context(|| format!("--sidecar {}", file.display())),
+        None => build::sidecar(),
+    }
+}
