@@ -28,7 +28,7 @@ pub(super) fn of_sidecar(process: &Process, pod: &Pod) -> Result<State> {
     const MEMORY: u64 = 4096;
     /// Sockets of the endpoints' clients.
     const DESCRIPTORS: u64 = 4;
-    let (pid, name) = (process.pid(), pod.name);
+    let (pid, name) = (process.pid(), &pod.name);
     let status = read(&format!("/proc/{pid}/status"))?;
     let memory =
         status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
