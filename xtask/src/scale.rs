@@ -61,10 +61,18 @@ fn room(pods: u64) -> Result<()> {
     let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
     let available: u64 = available.and_then(|kilobytes| kilobytes.parse().ok()).context("no MemAvailable")?;
     let fit = available * 1024 / BYTES_PER_POD;
-    ensure!(pods <= fit, "{pods} pods may need {} MiB, and {} MiB are available: --pods {}",
-        pods * BYTES_PER_POD >> 20, available / 1024, fit & !1);
+    ensure!(
+        pods <= fit,
+        "{pods} pods may need {} MiB, and {} MiB are available: --pods {}",
+        pods * BYTES_PER_POD >> 20,
+        available / 1024,
+        fit & !1
+    );
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit(RLIMIT_NOFILE)")?;
-    ensure!(pods * FILES_PER_POD <= hard, "{pods} pods need {} open files, and the limit is {hard}: ulimit -n",
-        pods * FILES_PER_POD);
+    ensure!(
+        pods * FILES_PER_POD <= hard,
+        "{pods} pods need {} open files, and the limit is {hard}: ulimit -n",
+        pods * FILES_PER_POD
+    );
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("setrlimit(RLIMIT_NOFILE)")
 }

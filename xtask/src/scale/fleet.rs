@@ -109,9 +109,8 @@ impl Fleet {
             command("issue", &["--namespace", "pods", "--service-account", name, "--out", &at])?;
             let files = format!("{{ cert: {at}/cert.pem, key: {at}/key.pem, roots: {at}/roots.pem }}");
             // What a pod whose sidecar is killed does: go direct, so that nothing is left on a bpffs.
-            let extra = format!(
-                "identity: {{ files: {files} }}\nmtls: {{ mode: strict }}\ncapture: {{ on_failure: open }}\n"
-            );
+            let extra =
+                format!("identity: {{ files: {files} }}\nmtls: {{ mode: strict }}\ncapture: {{ on_failure: open }}\n");
             member.plan = Some(Plan::new(&self.binary, &member.pod, &self.folder, "off", &extra)?);
         }
         Ok(())

@@ -24,7 +24,9 @@ impl Room {
             }
         }
         if !room.before.is_empty() {
-            println!("the limits of the neighbour tables (net.*.neigh.default.gc_thresh*) are {wanted} while this runs");
+            println!(
+                "the limits of the neighbour tables (net.*.neigh.default.gc_thresh*) are {wanted} while this runs"
+            );
         }
         Ok(room)
     }

@@ -37,7 +37,8 @@ pub(super) fn resources(memory: &[Memory], maps: &[f64], mut idle: Vec<f64>) {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let line = |what: &str, values: &mut [f64], unit: &str, reach: Option<f64>| {
         let mean = mean(values);
-        let verdict = reach.map(|most| format!("; {} at most {most} {unit}", if mean <= most { "ok:" } else { "MISSED:" }));
+        let verdict =
+            reach.map(|most| format!("; {} at most {most} {unit}", if mean <= most { "ok:" } else { "MISSED:" }));
         println!("{what}, {unit} each: mean {mean:.3}, {}{}", spread(values), verdict.unwrap_or_default());
     };
     let of = |field: fn(&Memory) -> f64| memory.iter().map(|memory| field(memory) / 1e6).collect::<Vec<_>>();
