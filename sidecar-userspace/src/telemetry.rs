@@ -9,6 +9,7 @@ mod access_log;
 mod connection;
 mod families;
 mod istio;
+mod limit;
 mod live;
 pub mod log;
 mod mtls;
@@ -35,6 +36,7 @@ use access_log::{AccessLog, Own, Stdout};
 use families::Families;
 
 pub use connection::{CloseReason, Direction, ResponseFlags, Traffic};
+pub use limit::{Limit, shortage};
 pub use live::{ConnectionRow, ConnectionState};
 pub use mtls::{InProgress, Role, Spare};
 pub use record::{Closer, ConnectionRecord};

@@ -34,6 +34,7 @@ fn connections_above_the_limit_wait_and_go_on_when_others_end() -> Result<()> {
     }
     ensure!(world.client.waiting_at(15001)? == 4, "{} wait", world.client.waiting_at(15001)?);
     ensure!(sidecar.live()? == 4 && server.accepted()?.len() == 4);
+    ensure!(sidecar.metrics()?.sum("sidecar_connection_limit_waits_total", &[("direction", "outbound")]) >= 1.0);
     for (carried, waiting) in carried.iter().zip(waiting) {
         app.must(Order::Close(*carried))?;
         app.echo(*waiting)?;
@@ -95,6 +96,31 @@ fn a_destination_that_never_answers_ends_in_a_reset_within_the_limit() -> Result
     }
     ensure!(sidecar.closed("connect_timeout")? == 2);
     Ok(())
+}
+
+#[test]
+fn dials_above_the_limit_wait_and_are_counted() -> Result<()> {
+    let world = World::new()?;
+    let time = patient(Duration::from_millis(500)).as_millis();
+    let config = format!("proxy: {{ max_connecting: 1, connect_timeout: {time}ms, workers: 1 }}");
+    let sidecar = Sidecar::start(&world.client, &config)?;
+    let reached = |outcome| {
+        let labels = [("limit", "proxy.max_connecting"), ("outcome", outcome)];
+        anyhow::Ok(sidecar.metrics()?.sum("sidecar_limit_reached_total", &labels))
+    };
+    let _server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    app.visit(TO_V4)?;
+    ensure!(reached("waited")? == 0.0, "somebody waited although nobody dialled");
+    let to = SocketAddr::new(BLACK_HOLE.parse::<IpAddr>()?, PORT);
+    let ((first, _), (second, _)) = (app.open(to)?, app.open(to)?);
+    for socket in [first, second] {
+        let end = app.order(Order::AwaitEnd(socket))?;
+        ensure!(end.outcome == "ECONNRESET", "{end:?}");
+    }
+    ensure!(sidecar.closed("connect_timeout")? == 2);
+    ensure!(reached("waited")? == 1.0, "{} waited", reached("waited")?);
+    app.visit(TO_V4).map(drop)
 }
 
 /// 39: nobody answers the question for its link address either.
