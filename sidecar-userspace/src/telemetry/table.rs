@@ -61,6 +61,13 @@ impl ConnectionTable {
         self.len() == 0
     }
 
+    /// How many of one direction are open.
+    pub fn count(&self, direction: Direction) -> usize {
+        let mut count = 0;
+        self.for_each(|live| count += usize::from(live.direction == direction));
+        count
+    }
+
     /// Asks all of them to end. One that has been asked before keeps its first reason.
     pub fn close_all(&self, reason: CloseReason) {
         self.for_each(|live| live.close(reason));
