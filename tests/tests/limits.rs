@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, PORT, TO_V4},
-    harness::{MemoryLimit, PATIENCE, Puppet, Sidecar, World, eventually, patient, skip},
+    harness::{MemoryLimit, PATIENCE, Puppet, Sidecar, Spawn, World, eventually, patient, skip},
 };
 
 /// Nobody has this address, and nobody says so: packets to it disappear in the other pod.
@@ -75,6 +75,64 @@ fn without_free_descriptors_connections_wait_and_none_is_lost() -> Result<()> {
     }
     ensure!(eventually(PATIENCE, || sidecar.live().is_ok_and(|live| live == 0)), "{}", sidecar.connections()?);
     app.visit(TO_V4).map(drop)
+}
+
+/// 38: the limit comes down while it runs, below what is open.
+#[test]
+fn accepts_and_dials_that_find_no_descriptor_are_counted_and_the_connections_wait() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, "proxy: { workers: 1 }")?;
+    let _server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    app.visit(TO_V4)?;
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    let count = |name: &str| {
+        // Whoever asks for the metrics needs a descriptor as well.
+        limit_descriptors(&sidecar, hard, hard)?;
+        anyhow::Ok(sidecar.metrics()?.sum(name, &[("reason", "descriptors")]))
+    };
+    leave_descriptors(&sidecar, 0, hard)?;
+    let (waiting, _) = app.open(TO_V4)?;
+    let waits = || world.client.waiting_at(15001).is_ok_and(|waiting| waiting == 1);
+    ensure!(eventually(PATIENCE, waits), "it does not wait in the kernel's queue");
+    // The pause after a failed accept is 5 ms at first: more than one has failed by then.
+    std::thread::sleep(patient(Duration::from_millis(50)));
+    ensure!(count("sidecar_accept_errors_total")? > 0.0, "accepts that failed are not counted");
+    app.echo(waiting)?;
+    // One descriptor is enough for the accept, and not for the dial.
+    leave_descriptors(&sidecar, 1, hard)?;
+    let end = app.end_of(TO_V4)?;
+    ensure!(end == "ECONNRESET", "{end}");
+    ensure!(count("sidecar_connect_errors_total")? == 1.0, "the dial that failed is not counted");
+    ensure!(sidecar.closed("connect_failed")? == 1);
+    app.echo(waiting)?;
+    app.visit(TO_V4).map(drop)
+}
+
+/// Leaves a sidecar so many more descriptors: the limit is for their numbers, and the lowest free one is taken first.
+fn leave_descriptors(sidecar: &Sidecar, count: usize, hard: u64) -> Result<()> {
+    let open = || -> Result<std::collections::BTreeSet<u64>> {
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", sidecar.process.pid()))?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?)).collect()
+    };
+    // What connections and questions used before is closed when they stay the same for a while.
+    let (mut last, mut times) = (open()?, 0);
+    let stay = || {
+        let now = open().unwrap_or_default();
+        times = if now == last { times + 1 } else { 0 };
+        last = now;
+        times > 10
+    };
+    ensure!(eventually(PATIENCE, stay), "its descriptors change all the time");
+    let mut free = (0..hard).filter(|number| !last.contains(number));
+    limit_descriptors(sidecar, free.nth(count).unwrap_or(hard), hard)
+}
+
+/// Changes the limit of a running sidecar.
+fn limit_descriptors(sidecar: &Sidecar, soft: u64, hard: u64) -> Result<()> {
+    let mut command = std::process::Command::new("prlimit");
+    command.args(["--pid", &sidecar.process.pid().to_string(), &format!("--nofile={soft}:{hard}")]);
+    Spawn::default().start(command)?.finish(PATIENCE).map(drop)
 }
 
 /// 39

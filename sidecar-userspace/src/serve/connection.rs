@@ -28,7 +28,7 @@ use crate::{
     policy::{Permit, Permits, Request},
     redirect::DeviceBound,
     relay::relay,
-    telemetry::{CloseReason, ConnectionRecord, Direction, Limit, Security, Telemetry},
+    telemetry::{CloseReason, ConnectionRecord, Direction, Limit, Security, Telemetry, shortage},
     tls::Contexts,
 };
 
@@ -370,6 +370,7 @@ pub fn why_not_connected(error: &io::Error) -> CloseReason {
         }
         _ => {
             tracing::debug!(%error, "connect failed for a reason of this machine");
+            metrics::counter!("sidecar_connect_errors_total", "reason" => shortage(error)).increment(1);
             CloseReason::ConnectFailed
         }
     }

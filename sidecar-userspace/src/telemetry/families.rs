@@ -199,6 +199,7 @@ fn describe(recorder: &dyn Recorder) {
             limit::REACHED_TOTAL,
             "Times that a bound of the configuration was reached, and what became of who came then.",
         ),
+        ("sidecar_connect_errors_total", "Dials that failed for a reason of this machine, by what is short."),
         ("sidecar_connection_limit_waits_total", "Times that the limit of open connections kept further ones waiting."),
         (
             "sidecar_uncaptured_connections_total",

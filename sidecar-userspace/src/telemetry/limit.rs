@@ -46,6 +46,7 @@ pub fn shortage(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => "descriptors",
         Some(libc::ENOMEM | libc::ENOBUFS) => "memory",
+        Some(libc::EADDRNOTAVAIL) => "ports",
         _ => "other",
     }
 }
@@ -61,6 +62,7 @@ mod tests {
             (libc::ENFILE, "descriptors"),
             (libc::ENOMEM, "memory"),
             (libc::ENOBUFS, "memory"),
+            (libc::EADDRNOTAVAIL, "ports"),
             (libc::EPERM, "other"),
         ] {
             assert_eq!(shortage(&io::Error::from_raw_os_error(code)), reason);
