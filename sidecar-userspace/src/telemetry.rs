@@ -35,7 +35,7 @@ use crate::{addr::ClientAddr, config, id::SpiffeId};
 use access_log::{AccessLog, Own, Stdout};
 use families::Families;
 
-pub use connection::{CloseReason, Direction, ResponseFlags, Traffic};
+pub use connection::{CloseReason, Direction, End, ResponseFlags, Traffic};
 pub use limit::{Limit, shortage};
 pub use live::{ConnectionRow, ConnectionState};
 pub use mtls::{InProgress, Role, Spare};

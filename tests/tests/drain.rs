@@ -260,6 +260,25 @@ fn the_sidecar_of_a_job_ends_within_a_second_of_its_last_process() -> Result<()>
     Ok(())
 }
 
+/// Not a byte is lost by that: what was sent before the end is delivered, however late it is read.
+#[test]
+fn a_peer_that_keeps_its_end_open_does_not_keep_the_sidecar_of_a_job() -> Result<()> {
+    let mut stage = Stage::new(JOB)?;
+    let deaf = SocketAddr::new(ANY.ip(), 9090);
+    stage.server.must(Order::Ignore(deaf, 10))?;
+    let (socket, _) = stage.app.open(SocketAddr::new(TO_V4.ip(), deaf.port()))?;
+    stage.app.must(Order::Send(socket, 30_000))?;
+    let carried = || stage.sidecar.connections().is_ok_and(|rows| rows.to_string().contains("30000"));
+    ensure!(eventually(PATIENCE, carried), "{}", stage.sidecar.connections()?);
+    stage.app = Puppet::start(&stage.world.server)?;
+    stage.ended()?;
+    let read = stage.server.must(Order::Drain)?.moved;
+    ensure!(read == 30_000, "{read} bytes arrived");
+    let told = stage.sidecar.process.out.text();
+    ensure!(told.contains("reason=completed"), "{told}");
+    Ok(())
+}
+
 #[test]
 fn the_sidecar_of_a_job_waits_for_its_application_to_come() -> Result<()> {
     let world = World::new()?;

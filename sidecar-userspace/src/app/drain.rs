@@ -190,7 +190,13 @@ impl Drain {
         // What was captured at the last moment is not reset for that.
         let deadline = deadline.max(Instant::now() + 2 * HANDSHAKE);
         self.switch.stage.send_replace(Stage::Open(deadline));
-        if tokio::time::timeout_at(deadline.into(), self.nothing_open()).await.is_ok() {
+        let open = async {
+            tokio::select! {
+                () = self.nothing_open() => {}
+                () = self.end_without_application(), if left.is_ok() => {}
+            }
+        };
+        if tokio::time::timeout_at(deadline.into(), open).await.is_ok() {
             tracing::info!(ms = millis(started.elapsed()), "drained");
             return;
         }
@@ -227,6 +233,15 @@ impl Drain {
             tokio::time::sleep(LOOK_EVERY).await;
         }
         self.nobody_left().await;
+    }
+
+    /// Ends what the application, which is gone, had finished: peers that keep their ends open, for whatever reason, must not
+    /// keep a job from ending.
+    async fn end_without_application(&self) {
+        loop {
+            tokio::time::sleep(HANDSHAKE).await;
+            self.telemetry.connections().end_without_application();
+        }
     }
 
     /// No connection is open, and none waits that the kernel handed over before it stopped.

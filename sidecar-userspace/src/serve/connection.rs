@@ -453,6 +453,11 @@ impl<D: Side + Proved, U: Side + Proved> Connected<D, U> {
             reason = record.told_to_close() => reason,
             reason = relay(&downstream, &upstream, record.traffic(), shared.limits.max_buffer) => reason,
         };
+        if reason == CloseReason::Completed {
+            // Also where somebody else said so: what was sent is not lost by a reset.
+            downstream.end_cleanly();
+            upstream.end_cleanly();
+        }
         // The record tells of the end when the sockets are closed, so that who sees it sees them gone.
         drop((downstream, upstream, slot, permit));
         record.finish(reason);

@@ -73,6 +73,12 @@ impl ConnectionTable {
         self.for_each(|live| live.close(reason));
     }
 
+    /// The application is gone: asks those to end of which it had finished its side, and all that it sent was delivered.
+    /// The kernel answers what may still come for it with a reset, as without us.
+    pub fn end_without_application(&self) {
+        self.for_each(Live::end_without_application);
+    }
+
     /// Asks those on which no byte moved for `limit` to end, and returns when to call it again.
     ///
     /// It compares byte totals with those of the sweep before; a connection is therefore ended never before `limit`
