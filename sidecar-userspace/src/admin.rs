@@ -33,6 +33,10 @@ pub struct Hooks {
     pub connections: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// All metrics in Prometheus' text format 0.0.4.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Whether the sidecar drains, and what remains.
+    pub drain_state: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Begins to drain.
+    pub drain: Arc<dyn Fn() + Send + Sync>,
     /// The log directives in force.
     pub log_level: Arc<dyn Fn() -> String + Send + Sync>,
     /// Sets the log directives; the error says what is wrong with them.

@@ -1,6 +1,7 @@
 //! Wiring and order: listeners before programs, programs before ready; and back at the end.
 
 mod control;
+mod drain;
 mod hooks;
 mod reload;
 mod start;

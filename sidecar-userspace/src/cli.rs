@@ -4,6 +4,7 @@ mod answer;
 pub mod ca;
 pub mod check;
 pub mod config;
+pub mod drain;
 pub mod policy;
 
 use std::process::ExitCode;
@@ -26,6 +27,8 @@ enum Command {
     Run(config::SourceArgs),
     /// Tell whether this machine and pod offer what the sidecar needs, a line for each.
     Check(config::SourceArgs),
+    /// Have the sidecar of this pod drain and end, as SIGTERM does, and wait for its end.
+    Drain(drain::DrainArgs),
     /// Make and use the embedded certificate authority.
     #[command(subcommand)]
     Ca(ca::CaCommand),
@@ -44,6 +47,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             with_config(sources, |loaded| app::run(loaded).unwrap_or_else(|error| answer::fail(error, answer::FAILED)))
         }
         Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
+        Command::Drain(arguments) => with_config(&arguments.sources, |loaded| drain::run(arguments, &loaded.config)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
         Command::Policy(command) => policy::run(command),

@@ -53,6 +53,8 @@ pub struct Config {
     pub mtls: Mtls,
     /// Who may connect to the application. Empty: everyone.
     pub authorization: Vec<Rule>,
+    /// When the sidecar ends.
+    pub lifecycle: Lifecycle,
     /// Metrics, health, admin and access log.
     pub telemetry: Telemetry,
 }
@@ -156,10 +158,17 @@ pub struct Proxy {
     pub socket_buffer: Option<usize>,
     /// TCP keep-alive on both legs: idle time before the first probe. Default 180 s (`interval` 180 s, 9 probes).
     pub keepalive: Duration,
-    /// Time that connections get to end by themselves after SIGTERM. Default 5 s.
+    /// Time that the application and its connections get to end by themselves after SIGTERM. Default 5 s.
     pub drain_deadline: Duration,
     /// Ports of the application that get a PROXY protocol v2 header before the first byte of each inbound connection.
     pub proxy_protocol_ports: Vec<u16>,
+}
+
+/// When the sidecar ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lifecycle {
+    /// `true`: it ends when the application has: no process of the pod is left, and one was seen before. Default `false`.
+    pub exit_with_application: bool,
 }
 
 /// Metrics, health, admin and access log.

@@ -57,6 +57,15 @@ const ADMIN: &[Endpoint] = &[
     Endpoint { path: "/connections", about: "the open connections", read: connections, write: None },
     Endpoint { path: "/stats/prometheus", about: "all metrics, Prometheus text format", read: metrics, write: None },
     Endpoint {
+        path: "/drain",
+        about: "whether it drains, and what remains; POST /drain begins",
+        read: drain_state,
+        write: Some(|hooks, _| {
+            (hooks.drain)();
+            drain_state(hooks)
+        }),
+    },
+    Endpoint {
         path: "/logging",
         about: "the log level; POST /logging?level=debug changes it",
         read: logging,
@@ -143,6 +152,10 @@ fn config_dump(hooks: &Hooks) -> Answer {
 
 fn connections(hooks: &Hooks) -> Answer {
     json(&(hooks.connections)())
+}
+
+fn drain_state(hooks: &Hooks) -> Answer {
+    json(&(hooks.drain_state)())
 }
 
 fn logging(hooks: &Hooks) -> Answer {

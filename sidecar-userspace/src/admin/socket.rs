@@ -20,6 +20,17 @@ use nix::sys::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::config;
+
+/// Where sockets are by default: one for each pod, because sidecars of several pods may share a file system.
+pub const DIRECTORY: &str = "/run/sidecar";
+
+/// The socket of the sidecar of a pod, by the inode number of its network namespace.
+pub fn path(config: &config::Telemetry, netns_inode: u64) -> PathBuf {
+    let default = || Path::new(DIRECTORY).join(format!("{netns_inode}.sock"));
+    config.admin_socket.clone().unwrap_or_else(default)
+}
+
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 128;
 

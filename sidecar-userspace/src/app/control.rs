@@ -4,21 +4,17 @@ use std::{
     cell::Cell,
     convert::Infallible,
     future::pending,
-    io,
     net::TcpListener,
     process::ExitCode,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::{
-    runtime,
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-};
+use tokio::runtime;
 
 use super::{
     Error,
+    drain::{Drain, Signals, Switch},
     hooks::{export_counters, export_uncaptured, hooks},
     reload::{Hangups, Reload},
     start::{Sidecar, millis, start},
@@ -28,10 +24,8 @@ use crate::{
     admin,
     config::{Config, Loaded},
     lifecycle::readiness::Condition,
-    net,
     redirect::{self, AddressWatch, Attached, BpfLog, Capture, ListenerWatch},
-    serve::UnderWay,
-    telemetry::{CloseReason, Telemetry},
+    telemetry::Telemetry,
 };
 
 /// Time between two checks that the programs are still effective.
@@ -50,7 +44,7 @@ pub(super) fn run(loaded: Loaded) -> Result<ExitCode, Error> {
     })
 }
 
-async fn control(sidecar: Sidecar, mut signals: Signals, hangups: Hangups) -> Result<ExitCode, Error> {
+async fn control(sidecar: Sidecar, signals: Signals, hangups: Hangups) -> Result<ExitCode, Error> {
     let Sidecar {
         attached,
         workers,
@@ -67,38 +61,49 @@ async fn control(sidecar: Sidecar, mut signals: Signals, hangups: Hangups) -> Re
         trust,
         readiness,
         under_way,
+        applications,
         started,
     } = sidecar;
     let Attached { capture, addresses, listeners, uncaptured, log: bpf_log } = attached;
+    let capture = Arc::new(Mutex::new(capture));
+    let switch = Switch::new(&applications, &telemetry);
     let control = Control {
-        capture: Arc::new(Mutex::new(capture)),
+        capture: Arc::clone(&capture),
         programs: readiness.condition("programs"),
         addresses: readiness.condition("addresses"),
-        serving: readiness.condition("serving"),
         telemetry: telemetry.clone(),
         config: loaded.config.clone(),
+    };
+    let drain = Drain {
+        capture,
+        telemetry: telemetry.clone(),
+        serving: readiness.condition("serving"),
         queues,
         under_way,
         tunnels: Cell::new(tunnels),
-        drain,
+        no_more_tunnels: drain,
+        applications,
+        deadline: loaded.config.proxy.drain_deadline,
+        follows_application: loaded.config.lifecycle.exit_with_application,
+        switch: switch.clone(),
     };
     if let Some(trust) = &trust {
-        trust.tell(&control.queues[1]);
+        trust.tell(&drain.queues[1]);
     }
     export_counters(&telemetry, &control.capture);
     export_uncaptured(&telemetry, uncaptured.figures());
     let mut failure = None;
     control.check(&mut failure);
     control.addresses.ready();
-    control.serving.ready();
+    drain.serving.ready();
     if readiness.ready() {
         tracing::info!(ready_ms = millis(started.elapsed()), "ready");
     }
     let reload = Reload::new(loaded, permits, &telemetry);
-    let hooks = hooks(readiness, heartbeat, &telemetry, log, reload.in_force());
+    let hooks = hooks(readiness, heartbeat, &telemetry, log, reload.in_force(), switch);
     let code = tokio::select! {
         failed = admin::serve(endpoints, hooks) => failed.map(|never| match never {}).map_err(Error::from),
-        code = control.stop_on_signal(&mut signals) => Ok(code),
+        code = drain.follow(signals) => Ok(code),
         () = workers.worker_lost() => {
             tracing::error!("a worker thread has ended; the sidecar ends too, so that it is started anew");
             Ok(ExitCode::FAILURE)
@@ -110,8 +115,9 @@ async fn control(sidecar: Sidecar, mut signals: Signals, hangups: Hangups) -> Re
         () = follow_bpf_log(bpf_log) => Ok(ExitCode::FAILURE),
         () = reload.follow(hangups) => Ok(ExitCode::FAILURE),
         () = control.sweep_idle() => Ok(ExitCode::FAILURE),
-        never = follow_identity(trust, &control.queues[1]) => match never {},
+        never = follow_identity(trust, &drain.queues[1]) => match never {},
     };
+    drop(drain);
     // The capture goes before the workers, so that no connection is handed to nobody. A failure detaches nothing on
     // purpose: `on_failure` decides, as when the process dies. So it does where mutual TLS is a must: whoever ends the
     // sidecar did not ask for plaintext.
@@ -134,13 +140,8 @@ struct Control {
     capture: Arc<Mutex<Capture>>,
     programs: Condition,
     addresses: Condition,
-    serving: Condition,
     telemetry: Telemetry,
     config: Config,
-    queues: [TcpListener; 2],
-    tunnels: Cell<Option<TcpListener>>,
-    drain: watch::Sender<bool>,
-    under_way: UnderWay,
 }
 
 impl Control {
@@ -213,57 +214,6 @@ impl Control {
             tokio::time::sleep(table.sweep_idle(limit)).await;
         }
     }
-
-    /// The first signal drains, the second ends at once.
-    async fn stop_on_signal(&self, signals: &mut Signals) -> ExitCode {
-        let name = signals.next().await;
-        tracing::info!(signal = name, open = self.telemetry.connections().len(), "draining");
-        self.serving.unready(format!("draining after {name}"));
-        if let Err(error) = self.capture().stop() {
-            tracing::warn!(%error, "the kernel goes on handing over connections while draining");
-        }
-        // Those that open tunnels are told, and go on with those that they have. The workers close their descriptors too.
-        self.drain.send_replace(true);
-        drop(self.tunnels.take());
-        tokio::select! {
-            () = self.drain() => ExitCode::SUCCESS,
-            name = signals.next() => {
-                tracing::warn!(signal = name, "ending at once");
-                ExitCode::SUCCESS
-            }
-        }
-    }
-
-    /// Connections get the deadline to end by themselves, then are reset.
-    async fn drain(&self) {
-        let table = self.telemetry.connections();
-        let started = Instant::now();
-        if tokio::time::timeout(self.config.proxy.drain_deadline, self.nothing_left()).await.is_ok() {
-            tracing::info!(ms = millis(started.elapsed()), "drained");
-            return;
-        }
-        tracing::warn!(open = table.len(), "the drain deadline has passed; resetting what is open");
-        table.close_all(CloseReason::DrainDeadline);
-        // Closing is a matter of each worker's next turn; a worker that hangs must not keep the sidecar from ending.
-        let _ = tokio::time::timeout(Duration::from_secs(1), table.empty()).await;
-    }
-
-    /// No connection is open, and none waits that the kernel handed over before it stopped.
-    async fn nothing_left(&self) {
-        /// A client whose SYN was answered before the listeners were withdrawn completes its handshake a round trip later,
-        /// and the kernel shows nobody that it is under way.
-        const HANDSHAKE: Duration = Duration::from_millis(100);
-        /// Workers empty the queues in microseconds; one that hangs keeps them filled until the deadline.
-        const LOOK_AGAIN: Duration = Duration::from_millis(1);
-        tokio::time::sleep(HANDSHAKE).await;
-        loop {
-            self.telemetry.connections().empty().await;
-            if self.under_way.is_none() && self.queues.iter().all(|queue| net::backlog(queue).unwrap_or(0) == 0) {
-                return;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    }
 }
 
 async fn follow_identity(trust: Option<Trust>, listener: &TcpListener) -> Infallible {
@@ -285,25 +235,4 @@ async fn follow_bpf_log(log: Option<BpfLog>) {
         tracing::warn!(%error, "what the eBPF programs say is no longer logged");
     }
     pending().await
-}
-
-/// Signals that end the sidecar.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, Error> {
-        let listen =
-            |kind| signal(kind).map_err(|source: io::Error| Error::Runtime { what: "listen for signals", source });
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }

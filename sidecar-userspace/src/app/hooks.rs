@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::reload::InForce;
+use super::{drain::Switch, reload::InForce};
 use crate::{
     admin::Hooks,
     lifecycle::readiness::{Readiness, Unready},
@@ -19,6 +19,7 @@ pub(super) fn hooks(
     telemetry: &Telemetry,
     log: LogControl,
     in_force: InForce,
+    switch: Switch,
 ) -> Hooks {
     let live_heartbeat = heartbeat.clone();
     let (for_connections, for_metrics, log_again) = (telemetry.clone(), telemetry.clone(), log.clone());
@@ -31,6 +32,11 @@ pub(super) fn hooks(
             serde_json::to_value(for_connections.connections().snapshot()).unwrap_or(serde_json::Value::Null)
         }),
         metrics: Arc::new(move || for_metrics.render_metrics()),
+        drain_state: Arc::new({
+            let switch = switch.clone();
+            move || switch.to_json()
+        }),
+        drain: Arc::new(move || switch.ask()),
         log_level: Arc::new(move || log.current()),
         set_log_level: Arc::new(move |directives| log_again.set(directives).map_err(|error| error.to_string())),
     }

@@ -22,7 +22,7 @@ use crate::{
     mtls::Mtls,
     net::{self, Tuning},
     outbound,
-    pod::Pod,
+    pod::{Applications, Pod},
     policy::{Permits, Policy},
     redirect::{Attached, DeviceBound, Heartbeat, Programs},
     serve::{Acceptor, Running, Serving, Shared, Tunnels, Turns, UnderWay, Workers},
@@ -49,6 +49,7 @@ pub(super) struct Sidecar {
     pub(super) trust: Option<Trust>,
     pub(super) readiness: Readiness,
     pub(super) under_way: UnderWay,
+    pub(super) applications: Applications,
     pub(super) started: Instant,
 }
 
@@ -98,6 +99,7 @@ pub(super) async fn start(loaded: Loaded) -> Result<Sidecar, Error> {
         netns = pod.netns_inode(),
         "capturing"
     );
+    let applications = pod.applications().clone();
     let attached = prepared.attach(pod, device_bound)?;
     tracing::info!(loaded_ms = millis(loaded_after), attached_ms = millis(started.elapsed()), "attached");
     Ok(Sidecar {
@@ -116,6 +118,7 @@ pub(super) async fn start(loaded: Loaded) -> Result<Sidecar, Error> {
         trust,
         readiness,
         under_way,
+        applications,
         started,
     })
 }
@@ -202,12 +205,8 @@ fn listen_for_questions(config: &Config, pod: &Pod) -> Result<(admin::Listeners,
 }
 
 fn listen_for_admin(config: &Config, pod: &Pod) -> Result<(UnixListener, SocketFile), Error> {
-    /// One path per pod, because sidecars of several pods may share a file system.
-    const DIRECTORY: &str = "/run/sidecar";
-    let default = || Path::new(DIRECTORY).join(format!("{}.sock", pod.netns_inode()));
-    let path = config.telemetry.admin_socket.clone().unwrap_or_else(default);
-    admin::socket::sweep(Path::new(DIRECTORY));
-    Ok(admin::socket::bind(&path)?)
+    admin::socket::sweep(Path::new(admin::socket::DIRECTORY));
+    Ok(admin::socket::bind(&admin::socket::path(&config.telemetry, pod.netns_inode()))?)
 }
 
 fn share(

@@ -254,17 +254,26 @@ impl Capture {
         &self.counters
     }
 
+    /// No new connection of others comes to the proxy from now on: `on_failure` decides what becomes of them. What the
+    /// application opens is captured as before.
+    pub fn stop_inbound(&mut self) -> Result<(), Error> {
+        self.withdraw(listener_slot::INBOUND)
+    }
+
     /// No new connection comes to the proxy from now on: `on_failure` decides what becomes of them. Connections that
     /// the proxy already has keep their names and notes.
     pub fn stop(&mut self) -> Result<(), Error> {
-        for slot in [listener_slot::OUTBOUND, listener_slot::INBOUND] {
-            match self.listeners.clear_index(&slot) {
-                Ok(()) => {}
-                Err(MapError::SyscallError(call)) if call.io_error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(map_error("PROXY_LISTENERS", "cleared")(error)),
-            }
+        self.withdraw(listener_slot::OUTBOUND)?;
+        self.withdraw(listener_slot::INBOUND)
+    }
+
+    fn withdraw(&mut self, slot: u32) -> Result<(), Error> {
+        use io::ErrorKind::{InvalidInput, NotFound};
+        match self.listeners.clear_index(&slot) {
+            // It is empty already (net/core/sock_map.c, `__sock_map_delete`, says EINVAL).
+            Err(MapError::SyscallError(call)) if matches!(call.io_error.kind(), InvalidInput | NotFound) => Ok(()),
+            cleared => cleared.map_err(map_error("PROXY_LISTENERS", "cleared")),
         }
-        Ok(())
     }
 
     /// Detaches every program: connections go direct from now on.
@@ -276,8 +285,10 @@ impl Capture {
         self.pins.remove()
     }
 
-    /// Checks that the kernel runs every program where it should, and that a real connection passes them.
+    /// Checks that the sidecar is where it was, that the kernel runs every program where it should, and that a real
+    /// connection passes them.
     pub fn check(&self) -> Result<(), Error> {
+        self.pod.verify()?;
         self.check_effective()?;
         self.check_probe()
     }

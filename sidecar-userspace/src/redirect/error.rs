@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
+use crate::pod;
+
 /// Why the capture cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -83,6 +85,9 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The sidecar is no longer where it was.
+    #[error(transparent)]
+    Pod(#[from] pod::Error),
     /// The kernel does not run one of our programs where it should.
     #[error(
         "the eBPF program `{program}` is attached but not effective in {target}: another program or a removed cgroup is in its way; `bpftool cgroup tree` shows what is attached"

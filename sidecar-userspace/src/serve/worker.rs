@@ -25,7 +25,7 @@ use crate::{
     addr::ClientAddr,
     net::{Queue, Stream},
     redirect::Heartbeat,
-    telemetry::Direction,
+    telemetry::{Direction, shortage},
 };
 
 use super::{Accepted, Acceptor, Shared, TellEnd, Tunnels};
@@ -211,7 +211,9 @@ impl BackOff {
         if self.0.is_none() || pause == Self::LONGEST {
             tracing::warn!(%error, direction = direction.label(), ?pause, "accept failed; connections wait in the kernel's queue");
         }
-        metrics::counter!("sidecar_accept_errors_total", "direction" => direction.label()).increment(1);
+        let reason = shortage(error);
+        metrics::counter!("sidecar_accept_errors_total", "direction" => direction.label(), "reason" => reason)
+            .increment(1);
         self.0 = Some(pause);
         tokio::time::sleep(pause).await;
     }

@@ -46,6 +46,7 @@ authorization:
       - { principals: ['*/sa/x', spiffe://td.example/ns/a/*], namespaces: [a, b] }
       - { cidrs: [192.0.2.0/24] }
   - { name: web, action: allow, ports: [80, 443] }
+lifecycle: { exit_with_application: true }
 telemetry:
   metrics: 0.0.0.0:1020
   health: '[::1]:1021'
@@ -101,6 +102,7 @@ pub(super) fn full() -> Config {
         },
         mtls: full_mtls(),
         authorization: full_authorization(),
+        lifecycle: Lifecycle { exit_with_application: true },
         telemetry: Telemetry {
             metrics: "0.0.0.0:1020".parse().unwrap(),
             health: "[::1]:1021".parse().unwrap(),

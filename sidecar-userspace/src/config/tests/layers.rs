@@ -71,6 +71,8 @@ mtls:
   hbone_port: 15008
   workloads: []
 authorization: []
+lifecycle:
+  exit_with_application: false
 telemetry:
   metrics: \"[::]:15020\"
   health: \"[::]:15021\"
