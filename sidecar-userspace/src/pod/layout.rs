@@ -153,10 +153,9 @@ impl Located {
         if pod == *at && (view.is_root(at) || self.sees_a_container_only()) {
             return Err(self.nothing_above(view));
         }
-        let name = pod.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let (name, child) = (name_of(&pod), name_of(&container));
         // `….slice:cri-containerd:…` is one name where containerd takes systemd's for a path: there are no pods then.
-        let driverless = container.file_name().is_some_and(|name| name.to_string_lossy().contains(':'));
-        if driverless || names::holds_more_than_a_pod(name) {
+        if child.contains(':') || names::holds_more_than_a_pod(name, child) {
             return Err(Error::ManyPods { cgroup: pod });
         }
         match names::pod_uid(&view.mounts()?) {
@@ -183,4 +182,9 @@ impl Located {
         let mount = self.mount.at.clone();
         if view.is_root(&mount) { Error::InRoot { mount } } else { Error::AboveNamespace { mount } }
     }
+}
+
+/// Cgroups that concern us have names of plain letters; another one is like none of those.
+fn name_of(cgroup: &Path) -> &str {
+    cgroup.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }

@@ -5,7 +5,7 @@
 pub(super) const PAUSE: [&str; 2] = ["/pause", "/catatonit"];
 
 /// Cgroups that hold many pods, containers or services: never one pod's. By default of systemd, docker, podman, the kubelet.
-const SHARED: [&str; 18] = [
+const SHARED: [&str; 17] = [
     "system.slice",
     "user.slice",
     "machine.slice",
@@ -23,8 +23,11 @@ const SHARED: [&str; 18] = [
     "kubelet.slice",
     "lxc",
     "buildkit",
-    "default",
 ];
+
+/// Namespaces of containerd, each of which is the parent of all of its containers without systemd's driver. An operator may
+/// well call a pod so.
+const NAMESPACES: [&str; 3] = ["default", "moby", "k8s.io"];
 
 /// Whether a cgroup of this name is one container's: docker's, containerd's, cri-o's or podman's, by either driver
 /// (`<id>`, `docker-<id>.scope`, `cri-containerd-<id>.scope`, `crio-<id>`, `…slice:cri-containerd:<id>`).
@@ -38,8 +41,8 @@ pub(super) fn watches_containers(name: &str) -> bool {
     name == "conmon" || name.starts_with("crio-conmon-") || name.starts_with("libpod-conmon-")
 }
 
-/// Whether a cgroup of this name holds more than one pod.
-pub(super) fn holds_more_than_a_pod(name: &str) -> bool {
+/// Whether a cgroup of this name holds more than one pod, if `child` is one of those in it.
+pub(super) fn holds_more_than_a_pod(name: &str, child: &str) -> bool {
     let number = |prefix: &str, suffix: &str| {
         let middle = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(suffix));
         middle.is_some_and(|middle| middle.bytes().all(|byte| byte.is_ascii_digit()))
@@ -47,7 +50,8 @@ pub(super) fn holds_more_than_a_pod(name: &str) -> bool {
     let of_user = number("user-", ".slice") || number("user@", ".service");
     // Classes of pods: `kubepods-burstable.slice`, but not `kubepods-burstable-pod….slice` nor `kubepods-pod….slice`.
     let of_class = name.starts_with("kubepods-") && name.ends_with(".slice") && !name.contains("-pod");
-    SHARED.contains(&name) || of_user || of_class
+    let of_containerd = NAMESPACES.contains(&name) && is_container(child);
+    SHARED.contains(&name) || of_user || of_class || of_containerd
 }
 
 /// The id of the container that only holds the pod's namespaces, by the files that the runtime mounts from its folder into

@@ -160,6 +160,7 @@ fn engines() -> Vec<Layout> {
         refused(private("podman without a pod, cgroupfs", "/libpod_parent", &format!("libpod-{me}"), true), WORDS_MANY),
         private("rootless podman pod", &format!("{user}/user-libpod_pod_{pod}.slice"), &libpod, true),
         refused(private("rootless podman without a pod", user, &libpod, true), WORDS_MANY),
+        refused(private("nerdctl, cgroupfs driver", "/default", &me, true), WORDS_MANY),
         private("Amazon ECS", "/ecstasks.slice/ecstasks-0af1.slice", &format!("docker-{me}.scope"), true),
     ]
 }
@@ -175,6 +176,7 @@ fn hosts() -> Vec<Layout> {
     let hybrid_root =
         Layout { here: "/".into(), ..plain("hybrid, v1 containers", hybrid_root, "/sys/fs/cgroup/unified", "/") };
     vec![
+        plain("a pod that is called default", "0::/pods/default/sidecar\n", "/sys/fs/cgroup", "/pods/default"),
         plain("a host, cgroup v2 alone", POD, "/sys/fs/cgroup", "/pods/web"),
         with_mount(plain("a hybrid host", HYBRID, "/sys/fs/cgroup/unified", "/pods/web"), &cgroup1("memory")),
         plain(
