@@ -64,7 +64,7 @@ fn room(pods: u64) -> Result<()> {
     ensure!(
         pods <= fit,
         "{pods} pods may need {} MiB, and {} MiB are available: --pods {}",
-        pods * BYTES_PER_POD >> 20,
+        (pods * BYTES_PER_POD) >> 20,
         available / 1024,
         fit & !1
     );
