@@ -177,16 +177,16 @@ impl Round<'_> {
     }
 
     fn memory(&mut self) -> Result<()> {
-        let Some(pid) = self.rig.client.as_ref().map(|proxy| proxy.pid()) else { return Ok(()) };
+        let Some(pids) = self.rig.client.as_ref().map(|proxy| proxy.pids()) else { return Ok(()) };
         wait::pause(SETTLE)?;
-        let idle = Memory::of(pid)?;
+        let idle = Memory::of(&pids)?;
         let both_idle = self.rig.anonymous()?;
         self.add(Figure::IdleAnonymous, idle.anonymous / 1e6);
         self.add(Figure::IdlePss, idle.pss / 1e6);
         let mut holder = self.rig.start_client("holder", serve::ECHO, &["hold", "--connections", &HELD.to_string()])?;
         holder.line(0, GRACE, "its connections", |line| line == READY)?;
         wait::pause(SETTLE)?;
-        let held = Memory::of(pid)?;
+        let held = Memory::of(&pids)?;
         let both = self.rig.anonymous()?;
         self.add(Figure::ConnectionAnonymous, (held.anonymous - idle.anonymous) / 1e3 / f64::from(HELD));
         self.add(Figure::ConnectionAnonymousBoth, (both - both_idle) / 1e3 / f64::from(HELD));

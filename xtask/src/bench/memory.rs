@@ -1,4 +1,4 @@
-//! Memory of a process.
+//! Memory of a proxy.
 
 use anyhow::{Context, Result};
 use std::fs;
@@ -13,9 +13,10 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Of this process now.
-    pub(super) fn of(pid: u32) -> Result<Self> {
-        Ok(Self { anonymous: field(pid, "status", "RssAnon:")?, pss: field(pid, "smaps_rollup", "Pss:")? })
+    /// Of these processes together now.
+    pub(super) fn of(pids: &[u32]) -> Result<Self> {
+        let sum = |file, name| pids.iter().map(|pid| field(*pid, file, name)).sum::<Result<f64>>();
+        Ok(Self { anonymous: sum("status", "RssAnon:")?, pss: sum("smaps_rollup", "Pss:")? })
     }
 }
 

@@ -206,8 +206,8 @@ impl<'a> Rig<'a> {
 
     /// Anonymous memory of all proxies, in bytes.
     pub(super) fn anonymous(&self) -> Result<f64> {
-        let pids = [&self.client, &self.server].into_iter().flatten().map(Process::pid);
-        pids.map(|pid| Ok(Memory::of(pid)?.anonymous)).sum()
+        let pids = [&self.client, &self.server].into_iter().flatten().map(Process::pids);
+        pids.map(|pids| Ok(Memory::of(&pids)?.anonymous)).sum()
     }
 
     /// Fails when a proxy has ended by itself.
