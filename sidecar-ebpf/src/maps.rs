@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, RingBuf, SockMap},
 };
 use sidecar_common::{
     addr::{Endpoint, Ip, PortBe},
@@ -103,9 +103,11 @@ pub static MESH: SkStorage<Spoken> = SkStorage::new();
 #[map]
 pub static MESH_ANSWER: Array<u32> = Array::with_max_entries(1, 0);
 
-/// One counter for every reason (`sidecar_common::counter::Counter`). Written by every program; read by user space.
+/// For each CPU one counter for every reason (`sidecar_common::counter::slot`). Written by every program; read by user space
+/// through a memory mapping, which a per-CPU array does not have: whoever shows them needs neither a system call nor a
+/// capability. *Configured.*
 #[map]
-pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
+pub static COUNTERS: Array<u64> = Array::with_max_entries(counter::PER_CPU, MMAPABLE);
 
 /// The interface that owns an address of the pod; 0: it is not the pod's.
 #[inline(always)]

@@ -10,7 +10,7 @@ use std::{future::pending, io, net::TcpListener, pin::Pin, sync::Arc, thread::Jo
 
 use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::{redirect::Heartbeat, telemetry::Direction};
+use crate::{lifecycle::beats::Heartbeat, telemetry::Direction};
 
 use worker::Worker;
 

@@ -36,7 +36,9 @@ impl Stage {
 /// With this `on_failure`, and soon given up when it hangs.
 fn config(on_failure: &str) -> String {
     let age = patient(Duration::from_millis(300)).as_millis();
-    format!("{{ capture: {{ on_failure: {on_failure}, heartbeat_max_age: {age}ms }}, proxy: {{ workers: 2 }} }}")
+    format!(
+        "{{ capture: {{ on_failure: {on_failure}, heartbeat_max_age: {age}ms }}, proxy: {{ workers: 2, hung_after: 1m }} }}"
+    )
 }
 
 #[test]
@@ -185,7 +187,7 @@ fn one_wedged_worker_is_enough_to_be_bypassed() -> Result<()> {
     let mut stage = stage()?;
     let sidecar = Sidecar::start(&stage.world.client, &config("open"))?;
     ensure!(!stage.goes_direct()?);
-    let wedge = Wedge::new(sidecar.process.pid(), "worker-1")?;
+    let wedge = Wedge::new(sidecar.worker()?, "worker-1")?;
     wait_for_stale_heartbeat();
     for _ in 0..10 {
         ensure!(stage.goes_direct()?, "a connection went to a proxy of which half hangs");

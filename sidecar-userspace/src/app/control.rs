@@ -1,55 +1,59 @@
-//! The thread that answers questions and signals while the workers carry connections.
+//! The thread that answers questions and orders while the workers carry connections.
 
-use std::{
-    cell::Cell,
-    convert::Infallible,
-    future::pending,
-    net::TcpListener,
-    process::ExitCode,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{cell::Cell, convert::Infallible, future::pending, net::TcpListener, process::ExitCode, time::Duration};
 
-use tokio::runtime;
+use nix::sys::signal::{SigSet, Signal};
+use tokio::{runtime, sync::watch};
 
 use super::{
     Error,
-    drain::{Drain, Signals, Switch},
-    hooks::{export_counters, export_uncaptured, hooks},
-    reload::{Hangups, Reload},
-    start::{Sidecar, millis, start},
+    confine::confine,
+    drain::{Drain, Switch},
+    hooks::hooks,
+    inherited::Inherited,
+    orders::{Orders, Stop, Told, stopped},
+    reload::Reload,
+    start::{Began, Sidecar, millis, start},
     trust::Trust,
 };
 use crate::{
     admin,
-    config::{Config, Loaded},
-    lifecycle::readiness::Condition,
-    redirect::{self, AddressWatch, Attached, BpfLog, Capture, ListenerWatch},
-    telemetry::Telemetry,
+    control::{Channel, Report},
+    lifecycle::readiness::Readiness,
+    telemetry::{self, Telemetry},
 };
 
-/// Time between two checks that the programs are still effective.
-const CHECK_EVERY: Duration = Duration::from_secs(10);
-
-/// Starts the sidecar and serves until a signal ends it.
-pub(super) fn run(loaded: Loaded) -> Result<ExitCode, Error> {
+/// Waits for the order to start, gives up every privilege, and serves until the supervisor says otherwise.
+pub(super) fn run(channel: &Channel) -> Result<ExitCode, Error> {
+    leave_signals_to_the_supervisor()?;
+    let inherited = Inherited::await_start(channel)?;
+    let log = telemetry::log::init(&inherited.loaded.config.telemetry)?;
+    if let Some(directives) = &inherited.start.log_level {
+        log.set(directives)?;
+    }
+    // Threads inherit what is given up, so that is done before there are any.
+    confine(&inherited.loaded.config)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|source| Error::Runtime { what: "start the control reactor", source })?;
     runtime.block_on(async {
-        // A signal that comes while the sidecar starts waits until there is something to undo.
-        let (signals, hangups) = (Signals::listen()?, Hangups::listen()?);
-        control(start(loaded).await?, signals, hangups).await
+        let orders = Orders::watch(channel.duplicate().map_err(Error::Alone)?)?;
+        control(start(inherited, log).await?, orders).await
     })
 }
 
-async fn control(sidecar: Sidecar, signals: Signals, hangups: Hangups) -> Result<ExitCode, Error> {
+/// Whoever signals every process of the sidecar, a terminal or a service manager, means the supervisor. Threads inherit it.
+fn leave_signals_to_the_supervisor() -> Result<(), Error> {
+    let mut set = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| set.add(signal));
+    set.thread_block().map_err(|errno| Error::Runtime { what: "block signals", source: errno.into() })
+}
+
+async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
     let Sidecar {
-        attached,
         workers,
         endpoints,
-        admin_socket,
         queues,
         tunnels,
         drain,
@@ -61,178 +65,97 @@ async fn control(sidecar: Sidecar, signals: Signals, hangups: Hangups) -> Result
         trust,
         readiness,
         under_way,
-        applications,
-        started,
+        generation,
+        began,
+        board,
+        supervisor,
     } = sidecar;
-    let Attached { capture, addresses, listeners, uncaptured, log: bpf_log } = attached;
-    let capture = Arc::new(Mutex::new(capture));
-    let switch = Switch::new(&applications, &telemetry);
-    let control = Control {
-        capture: Arc::clone(&capture),
+    let told = Told {
         programs: readiness.condition("programs"),
         addresses: readiness.condition("addresses"),
-        telemetry: telemetry.clone(),
-        config: loaded.config.clone(),
+        attached: watch::Sender::new(false),
+        stop: watch::Sender::new(Stop::Not),
     };
+    let switch = Switch::new(board.clone(), supervisor, &telemetry);
     let drain = Drain {
-        capture,
+        orders: orders.clone(),
         telemetry: telemetry.clone(),
         serving: readiness.condition("serving"),
         queues,
         under_way,
         tunnels: Cell::new(tunnels),
         no_more_tunnels: drain,
-        applications,
+        board,
         deadline: loaded.config.proxy.drain_deadline,
-        follows_application: loaded.config.lifecycle.exit_with_application,
         switch: switch.clone(),
     };
-    if let Some(trust) = &trust {
-        trust.tell(&drain.queues[1]);
-    }
-    export_counters(&telemetry, &control.capture);
-    export_uncaptured(&telemetry, uncaptured.figures());
-    let mut failure = None;
-    control.check(&mut failure);
-    control.addresses.ready();
     drain.serving.ready();
-    if readiness.ready() {
-        tracing::info!(ready_ms = millis(started.elapsed()), "ready");
-    }
-    let reload = Reload::new(loaded, permits, &telemetry);
-    let hooks = hooks(readiness, heartbeat, &telemetry, log, reload.in_force(), switch);
+    let idle_timeout = loaded.config.proxy.idle_timeout;
+    let (attached, stop, orphaned) = (told.attached.subscribe(), told.stop.subscribe(), told.stop.subscribe());
+    let reload = Reload::new(loaded, generation, permits, &telemetry);
+    let hooks = hooks(readiness.clone(), heartbeat, &telemetry, log, reload.in_force(), switch, orders.clone());
+    orders.report(&Report::Serving);
     let code = tokio::select! {
-        failed = admin::serve(endpoints, hooks) => failed.map(|never| match never {}).map_err(Error::from),
-        code = drain.follow(signals) => Ok(code),
+        failed = serve_endpoints(endpoints, hooks, orphaned) => failed.map(|never| match never {}).map_err(Error::from),
+        code = drain.follow(stop) => Ok(code),
         () = workers.worker_lost() => {
-            tracing::error!("a worker thread has ended; the sidecar ends too, so that it is started anew");
+            tracing::error!("a worker thread has ended; the worker process ends too, so that it is started anew");
             Ok(ExitCode::FAILURE)
         }
-        () = control.check_again(failure) => Ok(ExitCode::FAILURE),
-        () = control.follow_addresses(addresses) => Ok(ExitCode::FAILURE),
-        () = follow_listeners(listeners) => Ok(ExitCode::FAILURE),
-        () = uncaptured.follow() => Ok(ExitCode::FAILURE),
-        () = follow_bpf_log(bpf_log) => Ok(ExitCode::FAILURE),
-        () = reload.follow(hangups) => Ok(ExitCode::FAILURE),
-        () = control.sweep_idle() => Ok(ExitCode::FAILURE),
-        never = follow_identity(trust, &drain.queues[1]) => match never {},
+        () = follow_orders(&orders, &told, &reload) => Ok(ExitCode::FAILURE),
+        never = sweep_idle(&telemetry, idle_timeout) => match never {},
+        never = tell_when_ready(&readiness, began) => match never {},
+        never = follow_identity(trust, &drain.queues[1], attached) => match never {},
     };
-    drop(drain);
-    // The capture goes before the workers, so that no connection is handed to nobody. A failure detaches nothing on
-    // purpose: `on_failure` decides, as when the process dies. So it does where mutual TLS is a must: whoever ends the
-    // sidecar did not ask for plaintext.
-    if matches!(code, Ok(ExitCode::SUCCESS)) && !control.config.stays_closed() {
-        control.detach();
-    } else {
-        let _ = control.capture().stop();
-        if control.config.stays_closed() {
-            tracing::info!("mtls is strict: the pod stays closed until another sidecar runs, or the pins are removed");
-        }
-        drop(control);
-    }
     drop(workers);
-    drop(admin_socket);
     telemetry.flush(Duration::from_secs(1));
     code
 }
 
-struct Control {
-    capture: Arc<Mutex<Capture>>,
-    programs: Condition,
-    addresses: Condition,
-    telemetry: Telemetry,
-    config: Config,
-}
-
-impl Control {
-    fn capture(&self) -> MutexGuard<'_, Capture> {
-        // A panic elsewhere leaves a capture that still works.
-        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn detach(self) {
-        // The metrics hold it only while they are rendered, which happens on this thread.
-        let Some(capture) = Arc::into_inner(self.capture) else {
-            tracing::error!("the programs stay attached until this process has ended");
-            return;
-        };
-        let detached = capture.into_inner().unwrap_or_else(PoisonError::into_inner).detach();
-        if let Err(error) = detached {
-            tracing::error!(%error, "the programs stay attached");
-        }
-    }
-
-    /// Ready only while the programs are effective and a real connection passes them.
-    fn check(&self, known: &mut Option<String>) {
-        let failure = self.capture().check().err().map(|error| error.to_string());
-        match &failure {
-            None => self.programs.ready(),
-            Some(error) => self.programs.unready(error),
-        }
-        if failure != *known {
-            match &failure {
-                None => tracing::info!("capturing again"),
-                Some(error) => tracing::error!(%error, "not capturing"),
-            }
-            *known = failure;
-        }
-    }
-
-    async fn check_again(&self, mut known: Option<String>) {
-        loop {
-            tokio::time::sleep(CHECK_EVERY).await;
-            self.check(&mut known);
-        }
-    }
-
-    async fn follow_addresses(&self, addresses: AddressWatch) {
-        let known = Cell::new(true);
-        let outcome = |refreshed: Result<(), redirect::Error>| match refreshed {
-            Ok(()) => {
-                known.set(true);
-                self.addresses.ready();
-            }
-            Err(error) => {
-                if known.replace(false) {
-                    tracing::error!(%error, "the pod's addresses could not be told to the kernel side; trying again");
-                }
-                self.addresses.unready(error.to_string());
-            }
-        };
-        let error = addresses.follow(outcome).await;
-        tracing::error!(%error, "changes of the pod's addresses are no longer noticed; restart the sidecar");
-        self.addresses.unready(error.to_string());
-        pending().await
-    }
-
-    /// Resets connections on which nothing moved for the idle timeout. Has no timer while there are none.
-    async fn sweep_idle(&self) {
-        let Some(limit) = self.config.proxy.idle_timeout else { return pending().await };
-        let table = self.telemetry.connections();
-        loop {
-            table.not_empty().await;
-            tokio::time::sleep(table.sweep_idle(limit)).await;
-        }
+/// Serves the endpoints until the supervisor is gone: whoever comes after it needs the ports.
+async fn serve_endpoints(
+    endpoints: admin::Listeners,
+    hooks: admin::Hooks,
+    mut stop: watch::Receiver<Stop>,
+) -> Result<Infallible, admin::Error> {
+    tokio::select! {
+        failed = admin::serve(endpoints, hooks) => failed,
+        _ = stopped(&mut stop, |stop| *stop == Stop::Orphaned) => pending().await,
     }
 }
 
-async fn follow_identity(trust: Option<Trust>, listener: &TcpListener) -> Infallible {
-    match trust {
-        Some(trust) => trust.follow(listener).await,
-        None => pending().await,
-    }
-}
-
-async fn follow_listeners(listeners: ListenerWatch) {
-    let error = listeners.follow().await;
-    tracing::warn!(%error, "the set of listening ports is no longer compared with the kernel's socket table");
+async fn follow_orders(orders: &Orders, told: &Told, reload: &Reload) {
+    orders.follow(told, reload).await;
+    // What is to be done about that is not its business.
     pending().await
 }
 
-async fn follow_bpf_log(log: Option<BpfLog>) {
-    if let Some(log) = log {
-        let error = log.follow().await;
-        tracing::warn!(%error, "what the eBPF programs say is no longer logged");
-    }
+async fn tell_when_ready(readiness: &Readiness, began: Began) -> Infallible {
+    readiness.wait_ready().await;
+    tracing::info!(ready_ms = millis(began.elapsed()), "ready");
     pending().await
+}
+
+/// Resets connections on which nothing moved for the idle timeout. Has no timer while there are none.
+async fn sweep_idle(telemetry: &Telemetry, limit: Option<Duration>) -> Infallible {
+    let Some(limit) = limit else { return pending().await };
+    let table = telemetry.connections();
+    loop {
+        table.not_empty().await;
+        tokio::time::sleep(table.sweep_idle(limit)).await;
+    }
+}
+
+/// The inbound listener can be told what to answer only when the programs are attached.
+async fn follow_identity(
+    trust: Option<Trust>,
+    listener: &TcpListener,
+    mut attached: watch::Receiver<bool>,
+) -> Infallible {
+    let Some(trust) = trust else { return pending().await };
+    if attached.wait_for(|attached| *attached).await.is_err() {
+        return pending().await;
+    }
+    trust.tell(listener);
+    trust.follow(listener).await
 }

@@ -6,58 +6,32 @@
 
 use std::{
     cell::Cell,
-    future::pending,
-    io,
     net::TcpListener,
     process::ExitCode,
-    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use serde_json::json;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
-};
+use tokio::sync::watch;
 
-use super::{Error, start::millis};
+use super::{
+    orders::{Orders, Stop, stopped},
+    start::millis,
+};
 use crate::{
-    lifecycle::readiness::Condition,
+    control::{Report, Withdrawn},
+    lifecycle::{board::BoardReader, readiness::Condition},
     net,
-    pod::Applications,
-    redirect::Capture,
     serve::UnderWay,
     telemetry::{CloseReason, Direction, Telemetry},
 };
 
-/// Time between two looks at who is in the pod. The kernel tells when a cgroup empties, but not for a pod with the sidecar in
-/// it, and a watch on each cgroup would need one for each that comes. A look takes some ten microseconds.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Time between two looks at what the supervisor, which looks as often, says of who is in the pod.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// A client whose SYN was answered before the listeners were withdrawn completes its handshake a round trip later, and the
 /// kernel shows nobody that it is under way.
 const HANDSHAKE: Duration = Duration::from_millis(100);
-
-/// Signals that end the sidecar.
-pub(super) struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    pub(super) fn listen() -> Result<Self, Error> {
-        let listen =
-            |kind| signal(kind).map_err(|source: io::Error| Error::Runtime { what: "listen for signals", source });
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-}
 
 /// What a sidecar carries of what is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,24 +61,18 @@ impl Stage {
     }
 }
 
-/// By which a drain is asked for and watched from outside. Clones share it.
+/// By which a drain is watched from outside. Clones share it.
 #[derive(Clone)]
 pub(super) struct Switch {
-    asked: watch::Sender<bool>,
     stage: watch::Sender<Stage>,
-    applications: Applications,
+    board: BoardReader,
     telemetry: Telemetry,
+    supervisor: u32,
 }
 
 impl Switch {
-    pub(super) fn new(applications: &Applications, telemetry: &Telemetry) -> Self {
-        let (asked, stage) = (watch::Sender::new(false), watch::Sender::new(Stage::Serving));
-        Self { asked, stage, applications: applications.clone(), telemetry: telemetry.clone() }
-    }
-
-    /// Begins the drain, unless it has begun.
-    pub(super) fn ask(&self) {
-        self.asked.send_replace(true);
+    pub(super) fn new(board: BoardReader, supervisor: u32, telemetry: &Telemetry) -> Self {
+        Self { stage: watch::Sender::new(Stage::Serving), board, telemetry: telemetry.clone(), supervisor }
     }
 
     /// What remains, for people and `sidecar drain`.
@@ -113,24 +81,19 @@ impl Switch {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now()).as_secs_f64();
         let table = self.telemetry.connections();
         json!({
-            "process": std::process::id(),
+            "process": self.supervisor,
             "stage": stage.label(),
-            "applications": self.applications.count().ok(),
+            "applications": self.board.applications(),
             "inbound": table.count(Direction::Inbound),
             "outbound": table.count(Direction::Outbound),
             "seconds_left": stage.deadline().map(left),
         })
     }
-
-    async fn asked(&self) {
-        // Cannot fail: `self` keeps the sender alive.
-        let _ = self.asked.subscribe().wait_for(|asked| *asked).await;
-    }
 }
 
-/// Ends a sidecar.
+/// Ends a worker.
 pub(super) struct Drain {
-    pub(super) capture: Arc<Mutex<Capture>>,
+    pub(super) orders: Orders,
     pub(super) telemetry: Telemetry,
     /// Whether it serves.
     pub(super) serving: Condition,
@@ -139,40 +102,54 @@ pub(super) struct Drain {
     pub(super) tunnels: Cell<Option<TcpListener>>,
     /// True: no more tunnels.
     pub(super) no_more_tunnels: watch::Sender<bool>,
-    pub(super) applications: Applications,
+    pub(super) board: BoardReader,
     /// `proxy.drain_deadline`.
     pub(super) deadline: Duration,
-    /// `lifecycle.exit_with_application`.
-    pub(super) follows_application: bool,
     pub(super) switch: Switch,
 }
 
 impl Drain {
-    /// Waits for a reason to end, and ends what is carried. The second signal ends it at once; so does the first one, if it was
-    /// a signal that began.
-    pub(super) async fn follow(&self, mut signals: Signals) -> ExitCode {
-        let why = tokio::select! {
-            name = signals.next() => name,
-            () = self.switch.asked() => "sidecar drain",
-            () = self.application_ended() => "the end of the application",
-        };
-        let by_signal = why.starts_with("SIG");
-        self.stop_inbound(why);
-        tokio::select! {
-            () = self.drain() => {}
-            name = one_more(&mut signals, by_signal) => tracing::warn!(signal = name, "ending at once"),
+    /// Waits for the order to end, and ends what is carried. The order to end at once may come at any time.
+    pub(super) async fn follow(&self, mut stop: watch::Receiver<Stop>) -> ExitCode {
+        match stopped(&mut stop, |stop| *stop != Stop::Not).await {
+            Stop::Drain(why) => self.stop_inbound(&why),
+            Stop::Now(signal) => return at_once(&signal),
+            Stop::Orphaned | Stop::Not => return self.end_as_orphan().await,
         }
-        ExitCode::SUCCESS
+        tokio::select! {
+            () = self.drain() => ExitCode::SUCCESS,
+            stop = stopped(&mut stop, |stop| !matches!(stop, Stop::Not | Stop::Drain(_))) => match stop {
+                Stop::Now(signal) => at_once(&signal),
+                _ => self.end_as_orphan().await,
+            }
+        }
     }
 
-    fn stop_inbound(&self, why: &'static str) {
-        let applications = self.applications.count().ok();
+    fn stop_inbound(&self, why: &str) {
+        let applications = self.board.applications();
         tracing::info!(why, open = self.telemetry.connections().len(), applications, "draining");
         self.serving.unready(format!("draining after {why}"));
-        self.withdraw(Capture::stop_inbound);
-        // Those that open tunnels are told, and go on with those that they have. The workers close their descriptors too.
+        self.orders.report(&Report::Withdraw(Withdrawn::Inbound));
+        self.no_more_tunnels();
+    }
+
+    /// Those that open tunnels are told, and go on with those that they have. The workers close their descriptors too.
+    fn no_more_tunnels(&self) {
         self.no_more_tunnels.send_replace(true);
         drop(self.tunnels.take());
+    }
+
+    /// The programs have gone with the supervisor, and whoever comes after it needs the ports.
+    async fn end_as_orphan(&self) -> ExitCode {
+        tracing::error!(
+            open = self.telemetry.connections().len(),
+            "the supervisor is gone; what is open may end, nothing new is taken"
+        );
+        self.serving.unready("the supervisor is gone");
+        self.queues.iter().for_each(net::stop_listening);
+        self.no_more_tunnels();
+        self.end_open(Instant::now(), Instant::now() + self.deadline, false).await;
+        ExitCode::FAILURE
     }
 
     async fn drain(&self) {
@@ -182,18 +159,22 @@ impl Drain {
         let left = tokio::time::timeout_at(deadline.into(), self.nobody_left()).await;
         if left.is_err() {
             tracing::warn!(
-                applications = self.applications.count().ok(),
+                applications = self.board.applications(),
                 "the drain deadline has passed before the application has ended"
             );
         }
-        self.withdraw(Capture::stop);
+        self.orders.report(&Report::Withdraw(Withdrawn::Everything));
         // What was captured at the last moment is not reset for that.
-        let deadline = deadline.max(Instant::now() + 2 * HANDSHAKE);
+        self.end_open(started, deadline.max(Instant::now() + 2 * HANDSHAKE), left.is_ok()).await;
+    }
+
+    /// `alone`: the application is gone.
+    async fn end_open(&self, started: Instant, deadline: Instant, alone: bool) {
         self.switch.stage.send_replace(Stage::Open(deadline));
         let open = async {
             tokio::select! {
                 () = self.nothing_open() => {}
-                () = self.end_without_application(), if left.is_ok() => {}
+                () = self.end_without_application(), if alone => {}
             }
         };
         if tokio::time::timeout_at(deadline.into(), open).await.is_ok() {
@@ -209,30 +190,11 @@ impl Drain {
         let _ = tokio::time::timeout(Duration::from_secs(1), table.empty()).await;
     }
 
-    fn withdraw(&self, stop: impl FnOnce(&mut Capture) -> Result<(), crate::redirect::Error>) {
-        // A panic elsewhere leaves a capture that still works.
-        let stopped = stop(&mut self.capture.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = stopped {
-            tracing::warn!(%error, "the kernel goes on handing over connections while draining");
-        }
-    }
-
     /// The application has no process. A pod that cannot be asked may have some.
     async fn nobody_left(&self) {
-        while self.applications.are_there().unwrap_or(true) {
+        while self.board.applications() != Some(0) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-    }
-
-    /// Where the sidecar is to end with its application: there was one, and it has ended.
-    async fn application_ended(&self) {
-        if !self.follows_application {
-            return pending().await;
-        }
-        while !self.applications.were_there() {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        self.nobody_left().await;
     }
 
     /// Ends what the application, which is gone, had finished: peers that keep their ends open, for whatever reason, must not
@@ -259,11 +221,7 @@ impl Drain {
     }
 }
 
-/// The next signal, or where none has come yet the one after it: whoever asks for a drain tells the process to end as well.
-async fn one_more(signals: &mut Signals, one_came: bool) -> &'static str {
-    if !one_came {
-        let name = signals.next().await;
-        tracing::info!(signal = name, "draining already");
-    }
-    signals.next().await
+fn at_once(signal: &str) -> ExitCode {
+    tracing::warn!(signal, "ending at once");
+    ExitCode::SUCCESS
 }

@@ -52,14 +52,36 @@ pub fn run(args: &DrainArgs, config: &Config) -> ExitCode {
         Ok(socket) => socket,
         Err(error) => return fail(error, FAILED),
     };
-    let begun = match ask(&socket, "POST") {
-        Ok(state) => state,
+    let begun = match ask(&socket, "POST").and_then(|asked| begun(&socket, asked)) {
+        Ok(Some(state)) => state,
+        Ok(None) => return ended(),
         Err(error) => return fail(nobody(&socket, &error), FAILED),
     };
     if args.no_wait {
         return say(&begun.describe(), DONE, FAILED);
     }
     wait(&socket, begun)
+}
+
+/// What is said when the drain has begun, which is a moment after it was asked for; `None`: it has ended by then.
+fn begun(socket: &Path, asked: State) -> io::Result<Option<State>> {
+    /// Between two questions, and questions at most.
+    const A_MOMENT: Duration = Duration::from_millis(10);
+    const QUESTIONS: usize = 200;
+    let mut state = asked;
+    for _ in 0..QUESTIONS {
+        if state.stage != "serving" {
+            break;
+        }
+        thread::sleep(A_MOMENT);
+        state = match ask(socket, "GET") {
+            Ok(now) if now.process == state.process => now,
+            Ok(_) => return Ok(None),
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(Some(state))
 }
 
 fn wait(socket: &Path, begun: State) -> ExitCode {

@@ -16,7 +16,7 @@ use super::{
     rules::RulesKind,
     structured::{Keyed, Structured},
     units::{Limit, Size, Time},
-    values::{AbsolutePath, Listen, LogFilter, Name, Network, PortOrNone},
+    values::{AbsolutePath, Listen, LogFilter, Name, Network, PortOrNone, UserAndGroup},
     workloads::WorkloadsKind,
 };
 
@@ -198,6 +198,10 @@ pub(super) static KEYS: &[Key] = &[
         "TCP keep-alive on both legs: idle time before the first probe."),
     key("proxy.drain_deadline", &Field { kind: Time { min: ms(0), max: hours(24) }, at: |c| &mut c.proxy.drain_deadline },
         "After SIGTERM: time in which the application may go on to open connections, until its last process has ended, and open ones may end by themselves."),
+    key("proxy.hung_after", &Field { kind: Time { min: ms(300), max: hours(1) }, at: |c| &mut c.proxy.hung_after },
+        "A worker process that gives no sign of life for this long is killed, which resets its connections, and started again."),
+    key("proxy.user", &Field { kind: Optional(UserAndGroup), at: |c| &mut c.proxy.user },
+        "User and group of the worker process, such as `1337:1337` or `1337` for both; null: those of the sidecar. It must be able to read the files of `identity`."),
     key("proxy.proxy_protocol_ports", &Field { kind: List(PORT), at: |c| &mut c.proxy.proxy_protocol_ports },
         "Ports of the application that get a PROXY protocol v2 header before the first byte of each inbound connection."),
 

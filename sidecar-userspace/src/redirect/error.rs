@@ -46,9 +46,17 @@ pub enum Error {
         /// The kernel's answer.
         source: Box<MapError>,
     },
-    /// The heartbeat's memory could not be shared with the kernel.
-    #[error("the eBPF map `HEARTBEAT` cannot be mapped into memory: {0}")]
-    Heartbeat(#[source] io::Error),
+    /// Memory could not be shared with the kernel.
+    #[error("the eBPF map `{map}` cannot be mapped into memory: {source}")]
+    Mapping {
+        /// Its name.
+        map: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// How many CPUs the machine may have is not known.
+    #[error("the number of possible CPUs is not known (/sys/devices/system/cpu/possible): {0}; mount /sys")]
+    Cpus(#[source] io::Error),
     /// `on_failure: closed` needs a file system for links.
     #[error(
         "capture.on_failure: closed, the default where mtls is strict, needs bpffs at /sys/fs/bpf, so that the programs go on refusing when the sidecar is killed: mount -t bpf bpf /sys/fs/bpf (in a container: mount the host's)"

@@ -22,11 +22,11 @@ use crate::{
     addr::{ClientAddr, OrigDst, UpstreamLocal},
     config,
     id::SpiffeId,
+    lifecycle::board::BoardReader,
     mtls::Mtls,
     native::{Role, TlsStream},
     net::{self, Side, Stream, Tuning},
     policy::{Permit, Permits, Request},
-    redirect::DeviceBound,
     relay::relay,
     telemetry::{CloseReason, ConnectionRecord, Direction, Limit, Security, Telemetry, shortage},
     tls::Contexts,
@@ -38,8 +38,8 @@ pub struct Shared {
     pub limits: config::Proxy,
     /// Ports to which no connection may go through the proxy: its own.
     pub own_ports: Vec<u16>,
-    /// Ports on which the application listens on a certain device.
-    pub device_bound: DeviceBound,
+    /// What the supervisor knows: on which ports the application listens on a certain device.
+    pub board: BoardReader,
     /// Outbound dials that may run at once.
     pub dials: Arc<Semaphore>,
     /// Inbound TLS handshakes that may run at once.
@@ -277,7 +277,7 @@ impl Upstream for Stream {
 impl<D: Side> Permitted<D> {
     /// Whether the application may listen for it on a certain device only.
     pub fn is_for_device(&self) -> bool {
-        self.addressed.accepted.shared.device_bound.contains(self.addressed.to.0.port())
+        self.addressed.accepted.shared.board.is_device_bound(self.addressed.to.0.port())
     }
 
     /// Where it goes.

@@ -23,8 +23,8 @@ use tokio::{
 
 use crate::{
     addr::ClientAddr,
+    lifecycle::beats::Heartbeat,
     net::{Queue, Stream},
-    redirect::Heartbeat,
     telemetry::{Direction, shortage},
 };
 

@@ -208,7 +208,7 @@ fn all_faults_of_all_layers_come_at_once_and_in_order() {
         "capture.outbund.port=1",
         "=1",
     ]);
-    let faults = load(&Sources { file: Some(file.0.clone()), env, overrides }).unwrap_err();
+    let faults = load(&Sources { file: Some(file.0.clone()), env, overrides, text: None }).unwrap_err();
     let expected = "\
 f:2:3: unknown key `capture.on_fail`; did you mean `on_failure`?
 f:3:18: capture.maps.flows: `0` is not allowed; expected a whole number from 1 to 16777216

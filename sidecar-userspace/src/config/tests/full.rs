@@ -21,6 +21,8 @@ proxy:
   socket_buffer: 32KiB
   keepalive: 1m
   drain_deadline: 0s
+  hung_after: 7s
+  user: '1337:1338'
   proxy_protocol_ports: [5432]
 identity:
   files: { cert: /id/tls.crt, key: /id/tls.key, roots: /id/ca.crt, crl: /id/crl.pem }
@@ -89,6 +91,8 @@ pub(super) fn full() -> Config {
             socket_buffer: Some(32768),
             keepalive: Duration::from_secs(60),
             drain_deadline: Duration::ZERO,
+            hung_after: Duration::from_secs(7),
+            user: Some(User { uid: 1337, gid: 1338 }),
             proxy_protocol_ports: vec![5432],
         },
         identity: Identity {

@@ -1,0 +1,158 @@
+//! What the supervisor knows and the worker shows or goes by: memory that the one writes and the other reads.
+
+use std::{
+    collections::HashSet,
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, atomic::Ordering},
+};
+
+use nix::{
+    fcntl::{FcntlArg, SealFlag, fcntl},
+    sys::memfd::{MFdFlags, memfd_create},
+};
+
+use super::words::Words;
+
+/// One figure on the board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Figure {
+    /// Connections past the capture whose socket another cgroup made: open at the last look.
+    OtherCgroupOpen,
+    /// The same, each counted once.
+    OtherCgroupSeen,
+    /// Connections past the capture that are older than it: open at the last look.
+    OlderOpen,
+    /// The same, each counted once.
+    OlderSeen,
+    /// Workers that ended by themselves.
+    RestartsExited,
+    /// Workers that a signal ended that was not ours.
+    RestartsKilled,
+    /// Workers that hung and were killed for it.
+    RestartsHung,
+    /// One more than the processes of the application at the last look; 0: they cannot be counted.
+    Applications,
+    /// 1: the kernel does not tell MPTCP clients.
+    MptcpAsTcp,
+    /// 1: the kernel discovers no other sidecars.
+    NoDiscovery,
+}
+
+/// Words for figures, more than there are.
+const FIGURES: usize = 64;
+/// Words for a bit of each port.
+const PORTS: usize = (1 << 16) / 64;
+
+/// The supervisor's end.
+pub struct Board {
+    words: Words,
+    file: File,
+}
+
+impl Board {
+    /// A board on which everything is zero.
+    ///
+    /// # Errors
+    /// The kernel gives no memory.
+    pub fn new() -> io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = File::from(memfd_create(c"sidecar-board", flags)?);
+        file.set_len(((FIGURES + PORTS) * size_of::<u64>()) as u64)?;
+        let words = Words::map(&file, FIGURES + PORTS)?;
+        // Whoever gets the descriptor reads: only the mapping that is there already may write (Linux 5.1).
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
+        Ok(Self { words, file })
+    }
+
+    /// Writes a figure.
+    pub fn set(&self, figure: Figure, value: u64) {
+        self.words.get(figure as usize).store(value, Ordering::Relaxed);
+    }
+
+    /// Adds to a figure.
+    pub fn add(&self, figure: Figure, more: u64) {
+        self.words.get(figure as usize).fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Writes the ports on which the application listens on a certain device.
+    pub fn set_device_bound(&self, ports: &HashSet<u16>) {
+        for word in 0..PORTS {
+            let bits = (0..64_u16)
+                .filter(|bit| ports.contains(&(word as u16 * 64 + bit)))
+                .fold(0, |bits, bit| bits | 1 << bit);
+            self.words.get(FIGURES + word).store(bits, Ordering::Relaxed);
+        }
+    }
+}
+
+impl AsFd for Board {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The worker's end. Clones read the same board.
+#[derive(Clone)]
+pub struct BoardReader(Arc<Words>);
+
+impl BoardReader {
+    /// Reads the board behind this descriptor.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub fn map(board: impl AsFd) -> io::Result<Self> {
+        Ok(Self(Arc::new(Words::map_to_read(board, FIGURES + PORTS)?)))
+    }
+
+    /// A figure as it is now.
+    pub fn get(&self, figure: Figure) -> u64 {
+        self.0.get(figure as usize).load(Ordering::Relaxed)
+    }
+
+    /// Processes of the application at the last look; `None`: they cannot be counted.
+    pub fn applications(&self) -> Option<u64> {
+        self.get(Figure::Applications).checked_sub(1)
+    }
+
+    /// Whether a socket that listens on `port` may be bound to a device: what comes from a loopback address never reaches
+    /// such a socket.
+    pub fn is_device_bound(&self, port: u16) -> bool {
+        let (word, bit) = (usize::from(port) / 64, port % 64);
+        self.0.get(FIGURES + word).load(Ordering::Relaxed) & (1 << bit) != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_at_one_end_is_read_at_the_other() {
+        let board = Board::new().unwrap();
+        let reader = BoardReader::map(&board).unwrap();
+        board.set(Figure::OlderOpen, 7);
+        board.add(Figure::RestartsHung, 1);
+        board.add(Figure::RestartsHung, 1);
+        assert_eq!(
+            [Figure::OlderOpen, Figure::RestartsHung, Figure::RestartsKilled].map(|figure| reader.get(figure)),
+            [7, 2, 0]
+        );
+        let ports = HashSet::from([0, 63, 64, 8080, u16::MAX]);
+        board.set_device_bound(&ports);
+        let found: HashSet<u16> = (0..=u16::MAX).filter(|port| reader.is_device_bound(*port)).collect();
+        assert_eq!(found, ports);
+        board.set_device_bound(&HashSet::new());
+        assert!(!reader.is_device_bound(8080));
+    }
+
+    #[test]
+    fn whoever_gets_the_descriptor_cannot_write() {
+        let board = Board::new().unwrap();
+        assert!(Words::map(&board, 1).is_err());
+        assert!(nix::unistd::write(&board, b"12345678").is_err());
+    }
+}
