@@ -35,6 +35,8 @@ const TRANSFER: &[i64] = &[
     libc::SYS_epoll_pwait,
     libc::SYS_ppoll,
     libc::SYS_eventfd2,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
     libc::SYS_pipe2,
     libc::SYS_fcntl,
     libc::SYS_dup,
