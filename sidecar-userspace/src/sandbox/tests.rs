@@ -92,10 +92,7 @@ fn what_only_an_attacker_would_call_is_refused() {
         let (signalled, limited) = unsafe {
             let signalled = libc::syscall(libc::SYS_tgkill, parent, parent, 0);
             let first = Errno::last();
-            (
-                (signalled, first),
-                (libc::syscall(libc::SYS_prlimit64, parent, libc::RLIMIT_NOFILE, 0, 0), Errno::last()),
-            )
+            ((signalled, first), (libc::syscall(libc::SYS_prlimit64, parent, libc::RLIMIT_NOFILE, 0, 0), Errno::last()))
         };
         assert_eq!((signalled, limited), ((-1, Errno::EPERM), (-1, Errno::EPERM)), "of another process");
         assert_eq!(setns(&namespace, CloneFlags::CLONE_NEWNET), Err(Errno::EPERM));

@@ -11,9 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    time::TimeSpec,
-    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+use nix::{
+    errno::Errno,
+    sys::{
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    },
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -97,9 +100,8 @@ impl Worker {
 
     /// A beat is due to this thread's reactor: a thread that hangs does not beat.
     async fn beat(&self) {
-        if let Err(error) = self.beat_on().await {
-            tracing::error!(%error, "the heartbeat has no timer");
-        }
+        let Err(error) = self.beat_on().await;
+        tracing::error!(%error, "the heartbeat has no timer");
     }
 
     async fn beat_on(&self) -> io::Result<Infallible> {
@@ -108,7 +110,10 @@ impl Worker {
             self.heartbeat.beat(self.index);
             beats.readable().await?.clear_ready();
             // Sets the timer off again: beats that were missed are not made up for.
-            nix::unistd::read(beats.get_ref(), &mut [0; 8])?;
+            match nix::unistd::read(beats.get_ref(), &mut [0; 8]) {
+                Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
