@@ -104,9 +104,9 @@ impl Orders {
                 // It tells of them only when they are attached.
                 told.attached.send_replace(true);
             }
-            Order::Reload => {
+            Order::Reload(offer) => {
                 let in_force = descriptors.into_iter().next().is_some_and(|memory| reload.take(memory));
-                self.report(&Report::Reloaded(in_force));
+                self.report(&Report::Reloaded { offer, in_force });
             }
             Order::ReloadFailed => reload.failed(),
             Order::Drain { why } => told.stop.send_modify(|stop| {

@@ -25,8 +25,8 @@ pub enum Order {
         /// Why it does not hold; `None`: it holds.
         unready: Option<String>,
     },
-    /// Here is the configuration as it is now, in a descriptor. Answered by [`Report::Reloaded`].
-    Reload,
+    /// Here is the configuration as it is now, in a descriptor, and its number. Answered by [`Report::Reloaded`].
+    Reload(u64),
     /// It could not be read.
     ReloadFailed,
     /// Let what is open end, and end.
@@ -64,6 +64,8 @@ pub struct Start {
     pub reloaded: bool,
     /// Configurations put in force so far.
     pub generation: u64,
+    /// The configuration had a fault when it was last read.
+    pub reload_failed: bool,
     /// `CLOCK_MONOTONIC` in nanoseconds when this start began.
     pub began: u64,
     /// Workers before this one.
@@ -94,8 +96,13 @@ pub enum Report {
     Failed(String),
     /// The answer to [`Order::Ping`].
     Pong(u64),
-    /// The newer configuration is in force, or has a fault and is not.
-    Reloaded(bool),
+    /// The configuration of that [`Order::Reload`] is in force, or has a fault and is not.
+    Reloaded {
+        /// Its number.
+        offer: u64,
+        /// Whether it is.
+        in_force: bool,
+    },
     /// Somebody has set the log directives.
     LogLevel(String),
     /// Somebody asks for the end: begin to drain.
