@@ -10,7 +10,7 @@ use super::{
     pings::Silence,
     start::Lent,
     turns::{SILENT_LIMIT, Supervisor},
-    worker::{End, Reason, START_LIMIT, Stage, Worker},
+    worker::{End, Reason, START_LIMIT, Stage, Why, Worker},
 };
 use crate::{
     control::{self, Order},
@@ -24,12 +24,15 @@ impl Supervisor {
         if self.ending.as_ref().and_then(|ending| ending.kill_at).is_some_and(|at| at <= now)
             && let Some(worker) = &mut self.worker
         {
-            worker.kill();
+            worker.kill(Why::Asked);
         }
         if let Some(worker) = &mut self.worker {
             match worker.ended().map_err(Error::runtime("wait for the worker"))? {
                 Some(end) => self.worker_ended(end, now),
-                None => self.look_for_life(now),
+                None => {
+                    self.look_for_place(now);
+                    self.look_for_life(now);
+                }
             }
         }
         if self.worker.is_none() && self.ending.is_some() {
@@ -56,6 +59,7 @@ impl Supervisor {
             Reason::Exited => Figure::RestartsExited,
             Reason::Killed => Figure::RestartsKilled,
             Reason::Hung => Figure::RestartsHung,
+            Reason::Moved => Figure::RestartsMoved,
         };
         self.board.add(figure, 1);
         let life = now.saturating_duration_since(worker.since);
@@ -99,21 +103,39 @@ impl Supervisor {
         }
     }
 
+    /// Kills a worker that somebody has moved: the next one is born where the supervisor is.
+    fn look_for_place(&mut self, now: Instant) {
+        /// A look takes some ten microseconds, and something else is due in this time.
+        const EVERY: Duration = Duration::from_secs(1);
+        let Some(worker) = self.worker.as_mut().filter(|worker| worker.killed.is_none()) else { return };
+        if now < worker.looked_for + EVERY {
+            return;
+        }
+        worker.looked_for = now;
+        if let Some(there) = self.keeping.capture.moved(worker.pid()) {
+            tracing::error!(
+                there,
+                worker = worker.pid(),
+                "somebody has moved the worker to another cgroup: its own connections would be captured there; it is \
+                 killed, and the next one is where the supervisor is"
+            );
+            worker.kill(Why::Moved);
+        }
+    }
+
     /// Kills a worker that hangs: it cannot do what it is there for, and the one after it can.
     fn look_for_life(&mut self, now: Instant) {
         let Some(worker) = &mut self.worker else { return };
-        if worker.hung {
+        if worker.killed.is_some() {
             return;
         }
         if worker.silent_since.is_some_and(|since| now >= since + SILENT_LIMIT) {
-            worker.hung = true;
-            return worker.kill();
+            return worker.kill(Why::Hung);
         }
         if worker.stage == Stage::Starting {
             if now >= worker.since + START_LIMIT {
                 tracing::error!(after = ?START_LIMIT, "the worker does not serve; it is killed");
-                worker.hung = true;
-                worker.kill();
+                worker.kill(Why::Hung);
             }
             self.pings.at = self.pings.at.max(now + self.pings.every);
             return;
@@ -136,8 +158,7 @@ impl Supervisor {
                 ?age,
                 "the worker hangs; it is killed, which resets its connections, and started again"
             );
-            worker.hung = true;
-            return worker.kill();
+            return worker.kill(Why::Hung);
         }
         if self.pings.heard == self.pings.sent {
             self.pings.sent += 1;

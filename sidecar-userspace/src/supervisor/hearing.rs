@@ -2,7 +2,10 @@
 
 use std::{fs::File, os::fd::AsFd, time::Instant};
 
-use super::{turns::Supervisor, worker::Stage};
+use super::{
+    turns::Supervisor,
+    worker::{Stage, Why},
+};
 use crate::control::{self, Order, Report};
 
 impl Supervisor {
@@ -18,7 +21,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the worker speaks what is not understood and is killed; please report");
-                    return worker.kill();
+                    return worker.kill(Why::NotUnderstood);
                 }
             }
         }

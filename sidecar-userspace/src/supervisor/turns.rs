@@ -143,11 +143,13 @@ impl Supervisor {
     }
 
     fn due(&self) -> Instant {
-        let kill_at = self.ending.as_ref().and_then(|ending| ending.kill_at);
-        let start_limit = self.worker.as_ref().filter(|worker| worker.stage == Stage::Starting);
+        // The kernel tells of the end of one that was killed, and nothing else is due to it.
+        let worker = self.worker.as_ref().filter(|worker| worker.killed.is_none());
+        let kill_at = self.ending.as_ref().and_then(|ending| ending.kill_at).filter(|_| worker.is_some());
+        let start_limit = worker.filter(|worker| worker.stage == Stage::Starting);
         let start_limit = start_limit.map(|worker| worker.since + START_LIMIT);
-        let ping = self.worker.as_ref().map(|_| self.pings.at);
-        let silent = self.worker.as_ref().and_then(|worker| worker.silent_since).map(|since| since + SILENT_LIMIT);
+        let ping = worker.map(|_| self.pings.at);
+        let silent = worker.and_then(|worker| worker.silent_since).map(|since| since + SILENT_LIMIT);
         let due = [self.restart_at, kill_at, start_limit, ping, silent].into_iter().flatten().min();
         let always = self.keeping.due().min(self.application.due());
         due.map_or(always, |due| due.min(always))

@@ -1,6 +1,6 @@
-//! Workers that hang, and those that only seem to.
+//! Workers that hang, those that only seem to, and those that somebody has moved.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -45,6 +45,23 @@ fn a_worker_that_hangs_is_killed_and_replaced() -> Result<()> {
         ensure!(eventually(PATIENCE, captures), "{what}: it does not capture any more{}", sidecar.process.output());
         ensure!(restarts(&sidecar, "hung")? == 1, "{what}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_is_moved_into_the_applications_cgroup_is_replaced() -> Result<()> {
+    let mut stage = stage()?;
+    let pod = &stage.world.client;
+    let sidecar = Sidecar::start(pod, "{}")?;
+    let worker = sidecar.worker()?;
+    fs::write(pod.app_cgroup().join("cgroup.procs"), worker.to_string())?;
+    let next = successor(&sidecar, worker)?;
+    let members = fs::read_to_string(pod.sidecar_cgroup().join("cgroup.procs"))?;
+    ensure!(members.lines().any(|member| member == next.to_string()), "{next} is not among {members}");
+    let captures = || stage.goes_direct().is_ok_and(|direct| !direct);
+    ensure!(eventually(PATIENCE, captures), "it does not capture any more{}", sidecar.process.output());
+    ensure!(sidecar.process.err.text().contains("has moved the worker"), "{}", sidecar.process.output());
+    ensure!(restarts(&sidecar, "moved")? == 1 && restarts(&sidecar, "killed")? == 0);
     Ok(())
 }
 
