@@ -1,5 +1,7 @@
 //! What supervisor and worker tell each other.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Error;
@@ -33,6 +35,8 @@ pub enum Order {
     Drain {
         /// What asked for it: a signal, a command, the end of the application.
         why: String,
+        /// Time until the deadline: a worker that takes the place of one that died has what that one left.
+        left: Duration,
     },
     /// End at once.
     End {

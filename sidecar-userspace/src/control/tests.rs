@@ -2,6 +2,7 @@ use std::{
     fs::File,
     io::{IoSlice, Read, Seek, Write},
     os::fd::{AsFd, AsRawFd},
+    time::Duration,
 };
 
 use nix::{
@@ -39,7 +40,7 @@ fn every_message_arrives_as_it_was_sent_and_alone() {
             Order::Condition { condition: Condition::Addresses, unready: None },
             Order::Reload(2),
             Order::ReloadFailed,
-            Order::Drain { why: "SIGTERM".to_owned() },
+            Order::Drain { why: "SIGTERM".to_owned(), left: Duration::from_millis(1500) },
             Order::End { signal: "SIGINT".to_owned() },
         ]
     };
@@ -113,7 +114,7 @@ fn an_order_with_a_field_too_many_or_too_few_is_refused() {
     let (supervisor, worker) = Channel::pair().unwrap();
     for bytes in [
         &b"\x01{\"Start\":{\"cpus\":1}}"[..],
-        b"\x01{\"Drain\":{\"why\":\"SIGTERM\",\"now\":true}}",
+        b"\x01{\"Drain\":{\"why\":\"SIGTERM\",\"left\":{\"secs\":1,\"nanos\":0},\"now\":true}}",
         b"\x01{\"Condition\":{\"condition\":\"Weather\",\"unready\":null}}",
     ] {
         write(&supervisor, bytes).unwrap();

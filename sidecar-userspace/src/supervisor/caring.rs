@@ -9,7 +9,7 @@ use super::{
     Error,
     pings::Silence,
     start::Lent,
-    turns::{SILENT_LIMIT, Supervisor},
+    turns::{Ending, SILENT_LIMIT, Supervisor},
     worker::{End, Reason, START_LIMIT, Stage, Why, Worker},
 };
 use crate::{
@@ -35,7 +35,7 @@ impl Supervisor {
                 }
             }
         }
-        if self.worker.is_none() && self.ending.is_some() {
+        if self.worker.is_none() && self.ending.as_ref().is_some_and(|ending| self.has_ended(ending, now)) {
             return Ok(Some(ExitCode::SUCCESS));
         }
         if self.restart_at.is_some_and(|at| at <= now) {
@@ -48,11 +48,15 @@ impl Supervisor {
         // What it had to say before it ended.
         self.listen();
         let Some(worker) = self.worker.take() else { return };
-        if self.ending.is_some() {
-            if !end.success() {
-                tracing::error!(how = %end, "the worker ended while it drained");
+        if let Some(ending) = &self.ending {
+            let at_once = ending.kill_at.is_some();
+            if end.success() || at_once || !ending.carries || ending.deadline <= now {
+                if !end.success() && !at_once {
+                    tracing::error!(how = %end, "the worker ended while it drained: what was open is reset");
+                }
+                return;
             }
-            return;
+            tracing::error!(how = %end, "the worker ended while it drained: another goes on with what the application opens");
         }
         self.pulse.of_the_dead();
         let figure = match end.reason() {
@@ -67,6 +71,15 @@ impl Supervisor {
         self.restart(life, &end.to_string(), now);
     }
 
+    /// There is no worker and will be none.
+    fn has_ended(&self, ending: &Ending, now: Instant) -> bool {
+        if self.restart_at.is_some() && ending.deadline <= now {
+            tracing::warn!("the drain deadline has passed while there was no worker");
+            return true;
+        }
+        self.restart_at.is_none()
+    }
+
     fn restart(&mut self, life: Duration, how: &str, now: Instant) {
         let plan = self.restarts.after(life, now);
         if plan.new_loop {
@@ -79,7 +92,8 @@ impl Supervisor {
         } else if plan.tell {
             tracing::error!(how, life_s = life.as_secs(), pause = ?plan.pause, "the worker has ended; starting another");
         }
-        self.restart_at = Some(plan.at);
+        let deadline = self.ending.as_ref().map_or(plan.at, |ending| ending.deadline);
+        self.restart_at = Some(plan.at.min(deadline));
         self.predecessors += 1;
     }
 
@@ -98,6 +112,8 @@ impl Supervisor {
             Ok(worker) => {
                 self.worker = Some(worker);
                 self.pings.forget();
+                // Before it has told anybody that it is ready.
+                self.tell_to_drain();
             }
             Err(error) => self.restart(Duration::ZERO, &error.to_string(), now),
         }

@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Limits {
     /// A worker that is silent for longer hangs.
     pub(super) hung_after: Duration,
+    /// A drain takes no longer.
+    pub(super) drain_deadline: Duration,
     /// Whoever ends the sidecar did not ask for plaintext.
     pub(super) stays_closed: bool,
 }
@@ -42,7 +44,7 @@ impl Limits {
     pub(super) fn of(config: &Config) -> Self {
         // A beat comes four times in this age, so that no silence is one before it has passed.
         let hung_after = config.proxy.hung_after.max(config.capture.heartbeat_max_age);
-        Self { hung_after, stays_closed: config.stays_closed() }
+        Self { hung_after, drain_deadline: config.proxy.drain_deadline, stays_closed: config.stays_closed() }
     }
 }
 
@@ -72,6 +74,12 @@ pub(super) struct Supervisor {
 
 /// Somebody has asked for the end.
 pub(super) struct Ending {
+    /// Who.
+    pub(super) why: String,
+    /// What is open is reset then.
+    pub(super) deadline: Instant,
+    /// What the application opens still comes to the worker.
+    pub(super) carries: bool,
     /// A signal was among those who have.
     pub(super) signalled: bool,
     /// The worker is killed then, after it was told to end at once.
