@@ -8,6 +8,7 @@ use std::{
 use super::{
     Error,
     pings::Silence,
+    restarts::Tell,
     start::Lent,
     turns::{Ending, SILENT_LIMIT, Supervisor},
     worker::{End, Reason, START_LIMIT, Stage, Why, Worker},
@@ -67,8 +68,9 @@ impl Supervisor {
         };
         self.board.add(figure, 1);
         let life = now.saturating_duration_since(worker.since);
+        let served = worker.stage == Stage::Serving;
         drop(worker);
-        self.restart(life, &end.to_string(), now);
+        self.restart((life, served), &end.to_string(), now);
     }
 
     /// There is no worker and will be none.
@@ -80,17 +82,22 @@ impl Supervisor {
         self.restart_at.is_none()
     }
 
-    fn restart(&mut self, life: Duration, how: &str, now: Instant) {
-        let plan = self.restarts.after(life, now);
-        if plan.new_loop {
-            tracing::error!(
+    fn restart(&mut self, (life, served): (Duration, bool), how: &str, now: Instant) {
+        let plan = self.restarts.after(life, served, now);
+        match plan.tell {
+            Tell::End => {
+                tracing::error!(how, life_s = life.as_secs(), pause = ?plan.pause, "the worker has ended; starting another");
+            }
+            Tell::Loop(ends) => tracing::error!(
                 how,
-                "the worker keeps ending soon after its start; it is started again with longer and longer pauses, and on_failure \
-                 decides meanwhile. Its own words are above: mend what they name, or report them; this is not told again, \
-                 sidecar_worker_restarts_total counts on"
-            );
-        } else if plan.tell {
-            tracing::error!(how, life_s = life.as_secs(), pause = ?plan.pause, "the worker has ended; starting another");
+                ends,
+                life_s = life.as_secs(),
+                pause = ?plan.pause,
+                "the worker keeps ending soon after its start; it is started again, after a pause that grows while that is of \
+                 no use, and on_failure decides meanwhile. Its own words are above: mend what they name, or report them; this \
+                 is told once a minute, sidecar_worker_restarts_total counts on"
+            ),
+            Tell::Nothing => {}
         }
         let deadline = self.ending.as_ref().map_or(plan.at, |ending| ending.deadline);
         self.restart_at = Some(plan.at.min(deadline));
@@ -115,7 +122,7 @@ impl Supervisor {
                 // Before it has told anybody that it is ready.
                 self.tell_to_drain();
             }
-            Err(error) => self.restart(Duration::ZERO, &error.to_string(), now),
+            Err(error) => self.restart((Duration::ZERO, false), &error.to_string(), now),
         }
     }
 
