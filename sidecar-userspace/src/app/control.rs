@@ -12,6 +12,7 @@ use super::{
     hooks::hooks,
     inherited::Inherited,
     orders::{Orders, Stop, Told, stopped},
+    orphan,
     reload::Reload,
     start::{Began, Sidecar, millis, start},
     trust::Trust,
@@ -39,6 +40,8 @@ pub(super) fn run(channel: &Channel) -> Result<ExitCode, Error> {
     }
     // Threads inherit what is given up, so that is done before there are any.
     confine(&inherited.loaded.config)?;
+    let drain_deadline = inherited.loaded.config.proxy.drain_deadline;
+    orphan::watch(channel.duplicate().map_err(Error::Alone)?, drain_deadline)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()

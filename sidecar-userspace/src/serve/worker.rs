@@ -1,6 +1,7 @@
 //! One thread with its reactor: it beats, accepts, and carries what it accepted.
 
 use std::{
+    future::pending,
     io,
     net::IpAddr,
     os::fd::OwnedFd,
@@ -131,6 +132,8 @@ impl Worker {
             let accepted = match queue.accept() {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => continue,
+                // It does not listen any more (`net::stop_listening`), and what is open is carried on.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return pending().await,
                 Err(error) => {
                     back_off.after(&error, direction).await;
                     continue;

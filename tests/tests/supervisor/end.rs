@@ -10,7 +10,7 @@ use nix::{
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::TO_V4,
-    harness::{PATIENCE, Puppet, Sidecar, bpf, eventually},
+    harness::{PATIENCE, Puppet, Sidecar, Wedge, bpf, eventually},
 };
 
 use super::stage::{Stage, killed, stage};
@@ -30,10 +30,24 @@ fn a_worker_whose_supervisor_dies_lets_its_streams_end_and_the_next_sidecar_star
     let next = Sidecar::start(&stage.world.client, "{}")?;
     ensure!(!stage.goes_direct()?, "the next sidecar does not capture");
     stage.app.echo(stream).context("a stream from before the next sidecar")?;
+    let complaints = sidecar.process.err.text().matches("accept failed").count();
+    ensure!(complaints == 0, "it accepts what is not to come{}", sidecar.process.output());
     stage.app.must(Order::Close(stream))?;
     ensure!(eventually(PATIENCE, || has_ended(worker)), "the worker stays although it has nothing to do");
     ensure!(next.is_ready());
     Ok(())
+}
+
+#[test]
+fn a_worker_that_hangs_does_not_keep_the_ports_when_its_supervisor_dies() -> Result<()> {
+    let stage = stage()?;
+    let mut sidecar = Sidecar::start(&stage.world.client, "proxy: { drain_deadline: 100ms, hung_after: 10m }")?;
+    let worker = sidecar.worker()?;
+    let _wedge = Wedge::of_main_thread(worker)?;
+    kill(sidecar.process.pid(), Signal::SIGKILL)?;
+    sidecar.process.wait(PATIENCE)?;
+    ensure!(eventually(PATIENCE, || has_ended(worker)), "a worker that hangs stays without a supervisor");
+    Sidecar::start(&stage.world.client, "{}").map(drop)
 }
 
 #[test]
