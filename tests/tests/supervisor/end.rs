@@ -51,6 +51,23 @@ fn a_worker_that_hangs_does_not_keep_the_ports_when_its_supervisor_dies() -> Res
 }
 
 #[test]
+fn the_next_sidecar_names_the_stopped_worker_that_keeps_the_ports() -> Result<()> {
+    let stage = stage()?;
+    let mut sidecar = Sidecar::start(&stage.world.client, "{}")?;
+    let worker = sidecar.worker()?;
+    kill(worker, Signal::SIGSTOP)?;
+    kill(sidecar.process.pid(), Signal::SIGKILL)?;
+    sidecar.process.wait(PATIENCE)?;
+    let mut next = Sidecar::spawn(&stage.world.client, "{}")?;
+    ensure!(!next.process.wait(PATIENCE)?.success());
+    let (said, expected) = (next.process.err.text(), format!("has it: {worker} (sidecar, stopped"));
+    ensure!(said.contains(&expected), "no {expected} in {said}");
+    kill(worker, Signal::SIGCONT)?;
+    ensure!(eventually(PATIENCE, || has_ended(worker)), "the worker goes on without a supervisor");
+    Ok(())
+}
+
+#[test]
 fn a_closed_pod_stays_closed_when_the_supervisor_dies() -> Result<()> {
     let mut stage = stage()?;
     let config = "{ capture: { on_failure: closed, heartbeat_max_age: 300ms }, proxy: { drain_deadline: 100ms } }";

@@ -37,6 +37,13 @@ fn a_worker_that_hangs_is_killed_and_replaced() -> Result<()> {
         let wedge = hang(worker)?;
         let told = || sidecar.process.err.text().contains("the worker hangs");
         ensure!(eventually(PATIENCE, told), "{what}: nobody notices{}", sidecar.process.output());
+        if wedge.is_some() {
+            // It waits for the end of the worker that it killed, and for that it has nothing to do.
+            let (before, time) = (wakes(&sidecar)?, Duration::from_millis(300));
+            std::thread::sleep(time);
+            let often = wakes(&sidecar)? - before;
+            ensure!(often < 30, "{what}: the supervisor woke {often} times in {time:?}");
+        }
         // The end of a thread that is traced is its tracer's to see first.
         drop(wedge);
         successor(&sidecar, worker).context(what)?;
@@ -46,6 +53,13 @@ fn a_worker_that_hangs_is_killed_and_replaced() -> Result<()> {
         ensure!(restarts(&sidecar, "hung")? == 1, "{what}");
     }
     Ok(())
+}
+
+/// How often the supervisor has waited so far.
+fn wakes(sidecar: &Sidecar) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", sidecar.process.pid()))?;
+    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    Ok(waits.context("a status without waits")?.trim().parse()?)
 }
 
 #[test]
