@@ -7,6 +7,7 @@ mod drain;
 mod hooks;
 mod inherited;
 mod orders;
+mod orphan;
 mod reload;
 mod start;
 mod trust;

@@ -136,6 +136,13 @@ impl Pod {
         if before == now { Ok(()) } else { Err(Error::Moved { before, now }) }
     }
 
+    /// Where a process of the sidecar is, if that is not where the sidecar was at the start: its connections would be
+    /// captured there, and come to itself. One that is gone is nowhere else.
+    pub fn moved(&self, process: u32) -> Option<String> {
+        let now = v2_line(&fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?);
+        (now != self.membership).then_some(now)
+    }
+
     /// The pod's cgroup.
     pub fn cgroup(&self) -> BorrowedFd<'_> {
         self.cgroup.file.as_fd()
@@ -221,8 +228,11 @@ pub fn cgroup2_mount() -> Result<PathBuf, Error> {
 
 /// The line of /proc/self/cgroup that tells of cgroup v2.
 fn membership() -> Result<String, Error> {
-    let all = System.membership()?;
-    Ok(all.lines().find(|line| line.starts_with("0::")).unwrap_or_default().to_owned())
+    System.membership().map(|all| v2_line(&all))
+}
+
+fn v2_line(all: &str) -> String {
+    all.lines().find(|line| line.starts_with("0::")).unwrap_or_default().to_owned()
 }
 
 fn configured_cgroup(path: &Path, view: &impl View) -> Result<PathBuf, Error> {

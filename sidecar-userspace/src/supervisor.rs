@@ -11,6 +11,7 @@ mod caring;
 mod ending;
 mod error;
 mod hearing;
+mod holders;
 mod keeping;
 mod listening;
 mod pings;

@@ -12,6 +12,7 @@ use super::{
     hooks::hooks,
     inherited::Inherited,
     orders::{Orders, Stop, Told, stopped},
+    orphan,
     reload::Reload,
     start::{Began, Sidecar, millis, start},
     trust::Trust,
@@ -31,8 +32,16 @@ pub(super) fn run(channel: &Channel) -> Result<ExitCode, Error> {
     if let Some(directives) = &inherited.start.log_level {
         log.set(directives)?;
     }
+    if let Some(error) = &inherited.refused {
+        tracing::error!(
+            %error,
+            "the rules that were in force are refused; those of the start are in force: mend the configuration and send SIGHUP"
+        );
+    }
     // Threads inherit what is given up, so that is done before there are any.
     confine(&inherited.loaded.config)?;
+    let drain_deadline = inherited.loaded.config.proxy.drain_deadline;
+    orphan::watch(channel.duplicate().map_err(Error::Alone)?, drain_deadline)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -66,6 +75,7 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
         readiness,
         under_way,
         generation,
+        reload_failed,
         began,
         board,
         supervisor,
@@ -93,6 +103,9 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
     let idle_timeout = loaded.config.proxy.idle_timeout;
     let (attached, stop, orphaned) = (told.attached.subscribe(), told.stop.subscribe(), told.stop.subscribe());
     let reload = Reload::new(loaded, generation, permits, &telemetry);
+    if reload_failed {
+        reload.failed();
+    }
     let hooks = hooks(readiness.clone(), heartbeat, &telemetry, log, reload.in_force(), switch, orders.clone());
     orders.report(&Report::Serving);
     let code = tokio::select! {

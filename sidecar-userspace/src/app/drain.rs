@@ -103,7 +103,7 @@ pub(super) struct Drain {
     /// True: no more tunnels.
     pub(super) no_more_tunnels: watch::Sender<bool>,
     pub(super) board: BoardReader,
-    /// `proxy.drain_deadline`.
+    /// `proxy.drain_deadline`: of a worker that nobody tells what is left of it.
     pub(super) deadline: Duration,
     pub(super) switch: Switch,
 }
@@ -111,14 +111,17 @@ pub(super) struct Drain {
 impl Drain {
     /// Waits for the order to end, and ends what is carried. The order to end at once may come at any time.
     pub(super) async fn follow(&self, mut stop: watch::Receiver<Stop>) -> ExitCode {
-        match stopped(&mut stop, |stop| *stop != Stop::Not).await {
-            Stop::Drain(why) => self.stop_inbound(&why),
+        let left = match stopped(&mut stop, |stop| *stop != Stop::Not).await {
+            Stop::Drain(why, left) => {
+                self.stop_inbound(&why);
+                left
+            }
             Stop::Now(signal) => return at_once(&signal),
             Stop::Orphaned | Stop::Not => return self.end_as_orphan().await,
-        }
+        };
         tokio::select! {
-            () = self.drain() => ExitCode::SUCCESS,
-            stop = stopped(&mut stop, |stop| !matches!(stop, Stop::Not | Stop::Drain(_))) => match stop {
+            () = self.drain(left) => ExitCode::SUCCESS,
+            stop = stopped(&mut stop, |stop| !matches!(stop, Stop::Not | Stop::Drain(..))) => match stop {
                 Stop::Now(signal) => at_once(&signal),
                 _ => self.end_as_orphan().await,
             }
@@ -152,9 +155,9 @@ impl Drain {
         ExitCode::FAILURE
     }
 
-    async fn drain(&self) {
+    async fn drain(&self, left: Duration) {
         let started = Instant::now();
-        let deadline = started + self.deadline;
+        let deadline = started + left;
         self.switch.stage.send_replace(Stage::Outbound(deadline));
         let left = tokio::time::timeout_at(deadline.into(), self.nobody_left()).await;
         if left.is_err() {

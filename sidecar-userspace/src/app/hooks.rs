@@ -90,9 +90,12 @@ pub(super) fn export_board(telemetry: &Telemetry, board: BoardReader) {
             metrics::gauge!(UNCAPTURED, "origin" => origin).set(board.get(open) as f64);
             metrics::counter!(UNCAPTURED_TOTAL, "origin" => origin).absolute(board.get(seen));
         }
-        for (reason, figure) in
-            [("exited", Figure::RestartsExited), ("killed", Figure::RestartsKilled), ("hung", Figure::RestartsHung)]
-        {
+        for (reason, figure) in [
+            ("exited", Figure::RestartsExited),
+            ("killed", Figure::RestartsKilled),
+            ("hung", Figure::RestartsHung),
+            ("moved", Figure::RestartsMoved),
+        ] {
             metrics::counter!(RESTARTS, "reason" => reason).absolute(board.get(figure));
         }
     }));

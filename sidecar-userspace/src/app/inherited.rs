@@ -24,6 +24,8 @@ use crate::{
 pub(super) struct Inherited {
     pub(super) start: Start,
     pub(super) loaded: Loaded,
+    /// Why the rules that were in force last are not any more.
+    pub(super) refused: Option<Error>,
     pub(super) board: BoardReader,
     pub(super) heartbeat: Heartbeat,
     pub(super) counters: Counters,
@@ -71,14 +73,15 @@ impl Inherited {
         let (metrics, health, admin) = (tcp()?, tcp()?, tcp()?);
         let admin_socket = UnixListener::from(next()?);
         let tunnels = if start.tunnels { Some(TcpListener::from(next()?)) } else { None };
-        if start.reloaded {
-            loaded.take_authorization(&load(next()?)?);
-        }
+        let newer = if start.reloaded { load(next()?).map(Some) } else { Ok(None) };
+        // A fault in them must not keep every worker from serving.
+        let refused = newer.map(|newer| newer.iter().for_each(|newer| loaded.take_authorization(newer))).err();
         Ok(Self {
             heartbeat: Heartbeat::map(heartbeat, threads).map_err(memory("HEARTBEAT"))?,
             counters: Counters::map(counters, start.cpus).map_err(memory("COUNTERS"))?,
             start,
             loaded,
+            refused,
             board,
             queues,
             endpoints: admin::Listeners { metrics, health, admin, admin_socket },

@@ -1,6 +1,6 @@
 //! What the supervisor says while the worker serves.
 
-use std::{future::pending, os::fd::OwnedFd, sync::Arc};
+use std::{future::pending, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -18,8 +18,8 @@ use crate::{
 pub(super) enum Stop {
     /// There is no reason.
     Not,
-    /// What is open gets time to end; why.
-    Drain(String),
+    /// What is open gets so much time to end; why.
+    Drain(String, Duration),
     /// At once; why.
     Now(String),
     /// The supervisor is gone, and the programs with it: nothing new will come, and nobody would be told.
@@ -104,14 +104,14 @@ impl Orders {
                 // It tells of them only when they are attached.
                 told.attached.send_replace(true);
             }
-            Order::Reload => {
+            Order::Reload(offer) => {
                 let in_force = descriptors.into_iter().next().is_some_and(|memory| reload.take(memory));
-                self.report(&Report::Reloaded(in_force));
+                self.report(&Report::Reloaded { offer, in_force });
             }
             Order::ReloadFailed => reload.failed(),
-            Order::Drain { why } => told.stop.send_modify(|stop| {
+            Order::Drain { why, left } => told.stop.send_modify(|stop| {
                 if *stop == Stop::Not {
-                    *stop = Stop::Drain(why);
+                    *stop = Stop::Drain(why, left);
                 }
             }),
             Order::End { signal } => drop(told.stop.send_replace(Stop::Now(signal))),

@@ -53,6 +53,8 @@ pub(super) struct Sidecar {
     pub(super) under_way: UnderWay,
     /// Configurations put in force before.
     pub(super) generation: u64,
+    /// The one that was read last had a fault.
+    pub(super) reload_failed: bool,
     pub(super) began: Began,
     pub(super) board: BoardReader,
     /// Process id of the supervisor.
@@ -83,7 +85,7 @@ impl Began {
 
 /// Starts everything; from its return on, connections that the listeners hold are carried.
 pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidecar, Error> {
-    let Inherited { start, loaded, board, heartbeat, counters, queues, endpoints, tunnels } = inherited;
+    let Inherited { start, loaded, board, heartbeat, counters, queues, endpoints, tunnels, .. } = inherited;
     let began = Began::of(&start);
     let config = &loaded.config;
     let telemetry = Telemetry::start(&config.telemetry, &config.pod)?;
@@ -117,6 +119,7 @@ pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidec
         readiness,
         under_way,
         generation: start.generation,
+        reload_failed: start.reload_failed,
         began,
         board,
         supervisor: start.supervisor,

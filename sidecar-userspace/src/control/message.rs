@@ -1,5 +1,7 @@
 //! What supervisor and worker tell each other.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Error;
@@ -25,14 +27,16 @@ pub enum Order {
         /// Why it does not hold; `None`: it holds.
         unready: Option<String>,
     },
-    /// Here is the configuration as it is now, in a descriptor. Answered by [`Report::Reloaded`].
-    Reload,
+    /// Here is the configuration as it is now, in a descriptor, and its number. Answered by [`Report::Reloaded`].
+    Reload(u64),
     /// It could not be read.
     ReloadFailed,
     /// Let what is open end, and end.
     Drain {
         /// What asked for it: a signal, a command, the end of the application.
         why: String,
+        /// Time until the deadline: a worker that takes the place of one that died has what that one left.
+        left: Duration,
     },
     /// End at once.
     End {
@@ -64,6 +68,8 @@ pub struct Start {
     pub reloaded: bool,
     /// Configurations put in force so far.
     pub generation: u64,
+    /// The configuration had a fault when it was last read.
+    pub reload_failed: bool,
     /// `CLOCK_MONOTONIC` in nanoseconds when this start began.
     pub began: u64,
     /// Workers before this one.
@@ -94,8 +100,13 @@ pub enum Report {
     Failed(String),
     /// The answer to [`Order::Ping`].
     Pong(u64),
-    /// The newer configuration is in force, or has a fault and is not.
-    Reloaded(bool),
+    /// The configuration of that [`Order::Reload`] is in force, or has a fault and is not.
+    Reloaded {
+        /// Its number.
+        offer: u64,
+        /// Whether it is.
+        in_force: bool,
+    },
     /// Somebody has set the log directives.
     LogLevel(String),
     /// Somebody asks for the end: begin to drain.

@@ -2,6 +2,7 @@ use std::{
     fs::File,
     io::{IoSlice, Read, Seek, Write},
     os::fd::{AsFd, AsRawFd},
+    time::Duration,
 };
 
 use nix::{
@@ -20,6 +21,7 @@ fn start() -> Start {
         tunnels: true,
         reloaded: false,
         generation: 3,
+        reload_failed: false,
         began: u64::MAX,
         predecessors: 1,
         supervisor: 4711,
@@ -36,9 +38,9 @@ fn every_message_arrives_as_it_was_sent_and_alone() {
             Order::Ping(u64::MAX),
             Order::Condition { condition: Condition::Programs, unready: Some("a\n\"b\" \u{0}".to_owned()) },
             Order::Condition { condition: Condition::Addresses, unready: None },
-            Order::Reload,
+            Order::Reload(2),
             Order::ReloadFailed,
-            Order::Drain { why: "SIGTERM".to_owned() },
+            Order::Drain { why: "SIGTERM".to_owned(), left: Duration::from_millis(1500) },
             Order::End { signal: "SIGINT".to_owned() },
         ]
     };
@@ -52,7 +54,7 @@ fn every_message_arrives_as_it_was_sent_and_alone() {
             Report::Serving,
             failed,
             Report::Pong(0),
-            Report::Reloaded(true),
+            Report::Reloaded { offer: 2, in_force: true },
             level,
             Report::Drain,
             Report::Withdraw(Withdrawn::Inbound),
@@ -71,11 +73,11 @@ fn descriptors_travel_with_their_message() {
     let mut file = File::from(memfd_create(c"text", MFdFlags::empty()).unwrap());
     file.write_all(b"proxy: {}").unwrap();
     one.send(&Order::Ping(1), &[]).unwrap();
-    one.send(&Order::Reload, &[file.as_fd(), file.as_fd()]).unwrap();
+    one.send(&Order::Reload(1), &[file.as_fd(), file.as_fd()]).unwrap();
     drop(file);
     assert!(other.receive::<Order>().unwrap().1.is_empty());
     let (order, descriptors) = other.receive::<Order>().unwrap();
-    assert_eq!((order, descriptors.len()), (Order::Reload, 2));
+    assert_eq!((order, descriptors.len()), (Order::Reload(1), 2));
     let mut text = String::new();
     let mut received = File::from(descriptors.into_iter().next().unwrap());
     received.rewind().unwrap();
@@ -94,7 +96,7 @@ fn what_is_not_of_the_language_is_refused_and_the_next_message_is_understood() {
         (b"\x01\"Surrender\"", "unknown variant"),
         (b"\x01{\"Pong\":-1}", "invalid value"),
         (b"\x01{\"Pong\":1,\"Pong\":2}", "cannot be understood"),
-        (b"\x01{\"Reloaded\":{\"a\":1}}", "invalid type"),
+        (b"\x01{\"Reloaded\":{\"a\":1}}", "unknown field"),
         (b"\x01\"Serving\" \"Serving\"", "trailing"),
         (b"\x01\xff\xfe", "cannot be understood"),
         (&long, "it was cut"),
@@ -112,7 +114,7 @@ fn an_order_with_a_field_too_many_or_too_few_is_refused() {
     let (supervisor, worker) = Channel::pair().unwrap();
     for bytes in [
         &b"\x01{\"Start\":{\"cpus\":1}}"[..],
-        b"\x01{\"Drain\":{\"why\":\"SIGTERM\",\"now\":true}}",
+        b"\x01{\"Drain\":{\"why\":\"SIGTERM\",\"left\":{\"secs\":1,\"nanos\":0},\"now\":true}}",
         b"\x01{\"Condition\":{\"condition\":\"Weather\",\"unready\":null}}",
     ] {
         write(&supervisor, bytes).unwrap();
@@ -152,6 +154,6 @@ fn only_a_socket_is_taken_for_an_end() {
     assert!(matches!(Channel::inherited(file), Err(Error::Malformed(_))));
     let (one, other) = Channel::pair().unwrap();
     let inherited = Channel::inherited(one.into()).unwrap();
-    inherited.send(&Order::Reload, &[]).unwrap();
-    assert_eq!(other.receive::<Order>().unwrap().0, Order::Reload);
+    inherited.send(&Order::Reload(1), &[]).unwrap();
+    assert_eq!(other.receive::<Order>().unwrap().0, Order::Reload(1));
 }

@@ -33,6 +33,8 @@ pub enum Figure {
     RestartsKilled,
     /// Workers that hung and were killed for it.
     RestartsHung,
+    /// Workers that somebody moved to another cgroup and that were killed for it.
+    RestartsMoved,
     /// One more than the processes of the application at the last look; 0: they cannot be counted.
     Applications,
     /// 1: the kernel does not tell MPTCP clients.

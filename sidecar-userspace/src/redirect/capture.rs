@@ -244,6 +244,11 @@ impl Capture {
         self.pins.remove()
     }
 
+    /// Where a process of the sidecar is, if somebody has moved it: see [`Pod::moved`].
+    pub fn moved(&self, process: u32) -> Option<String> {
+        self.pod.moved(process)
+    }
+
     /// Checks that the sidecar is where it was, that the kernel runs every program where it should, and that a real
     /// connection passes them.
     pub fn check(&self) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    future::pending,
     io,
     net::IpAddr,
     os::fd::OwnedFd,
@@ -133,6 +134,8 @@ impl Worker {
             let accepted = match queue.accept() {
                 Ok(Some(accepted)) => accepted,
                 Ok(None) => continue,
+                // It does not listen any more (`net::stop_listening`), and what is open is carried on.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return pending().await,
                 Err(error) => {
                     back_off.after(&error, direction).await;
                     continue;

@@ -28,25 +28,35 @@ impl Supervisor {
         }
     }
 
-    /// Has the worker let what is open end. It says when which connections are not to come any more; one that dies or hangs
-    /// meanwhile ends the sidecar.
+    /// Has the worker let what is open end. It says when which connections are not to come any more; until it has said so of
+    /// all, one that dies or hangs has a successor, and so has one that was dead already.
     pub(super) fn drain(&mut self, why: &str, signalled: bool) {
         if self.ending.is_some() {
             return;
         }
-        self.ending = Some(Ending { signalled, kill_at: None });
-        self.restart_at = None;
+        let deadline = Instant::now() + self.limits.drain_deadline;
+        self.ending = Some(Ending { why: why.to_owned(), deadline, carries: true, signalled, kill_at: None });
         self.application.await_end(&self.board);
         // Its port is closed when the worker has closed it, too.
         self.listeners.tunnels = None;
-        self.tell(&Order::Drain { why: why.to_owned() });
+        self.tell_to_drain();
+    }
+
+    pub(super) fn tell_to_drain(&self) {
+        if let Some(Ending { why, deadline, .. }) = &self.ending {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.tell(&Order::Drain { why: why.clone(), left });
+        }
     }
 
     pub(super) fn withdraw(&mut self, withdrawn: Withdrawn) {
         let capture = &mut self.keeping.capture;
         let stopped = match withdrawn {
             Withdrawn::Inbound => capture.stop_inbound(),
-            Withdrawn::Everything => capture.stop(),
+            Withdrawn::Everything => {
+                self.ending.iter_mut().for_each(|ending| ending.carries = false);
+                capture.stop()
+            }
         };
         if let Err(error) = stopped {
             tracing::warn!(%error, "the kernel goes on handing over connections while draining");
@@ -56,6 +66,7 @@ impl Supervisor {
     fn end_at_once(&mut self, signal: Signal) {
         /// For the last lines of the access log.
         const A_MOMENT: Duration = Duration::from_secs(2);
+        self.restart_at = None;
         self.tell(&Order::End { signal: signal.to_string() });
         if let Some(ending) = &mut self.ending {
             ending.kill_at.get_or_insert_with(|| Instant::now() + A_MOMENT);

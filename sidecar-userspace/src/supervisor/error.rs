@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::holders;
 use crate::{admin, control, pod, redirect, telemetry};
 
 /// Why the sidecar cannot run.
@@ -17,7 +18,7 @@ pub enum Error {
     #[error(transparent)]
     Redirect(#[from] redirect::Error),
     /// A port is not to be had.
-    #[error("{key}: cannot listen on {address}: {source}{}", port_hint(.source))]
+    #[error("{key}: cannot listen on {address}: {source}{}", port_hint(.source, .address))]
     Listen {
         /// The configuration key that names the port.
         key: &'static str,
@@ -65,10 +66,17 @@ impl Error {
     }
 }
 
-fn port_hint(error: &io::Error) -> &'static str {
+fn port_hint(error: &io::Error, address: &str) -> String {
+    let port = address.rsplit(':').next().and_then(|port| port.parse().ok());
+    let holders = || port.map(holders::of).unwrap_or_default().join(", ");
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process in the pod's network namespace has it (`ss -tlnp` names it)",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
-        _ => "",
+        io::ErrorKind::AddrInUse => match holders() {
+            unseen if unseen.is_empty() => {
+                "; another process in the pod's network namespace has it (`ss -tlnp` names it)".to_owned()
+            }
+            holders => format!("; another process in the pod's network namespace has it: {holders}"),
+        },
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE".to_owned(),
+        _ => String::new(),
     }
 }

@@ -1,8 +1,11 @@
 //! What the worker says, and what it is told.
 
-use std::{os::fd::AsFd, time::Instant};
+use std::{fs::File, os::fd::AsFd, time::Instant};
 
-use super::{turns::Supervisor, worker::Stage};
+use super::{
+    turns::Supervisor,
+    worker::{Stage, Why},
+};
 use crate::control::{self, Order, Report};
 
 impl Supervisor {
@@ -18,7 +21,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the worker speaks what is not understood and is killed; please report");
-                    return worker.kill();
+                    return worker.kill(Why::NotUnderstood);
                 }
             }
         }
@@ -29,7 +32,7 @@ impl Supervisor {
             Report::Serving => self.serving(),
             Report::Failed(why) => tracing::error!(why, "the worker cannot serve"),
             Report::Pong(number) => self.pings.heard = number,
-            Report::Reloaded(in_force) => self.configurations.answered(in_force),
+            Report::Reloaded { offer, in_force } => self.configurations.answered(offer, in_force),
             Report::LogLevel(directives) => match self.log.set(&directives) {
                 Ok(()) => self.log_level = Some(directives),
                 Err(error) => tracing::warn!(%error, "the supervisor's log level stays what it is"),
@@ -49,9 +52,8 @@ impl Supervisor {
             );
         }
         self.tell_conditions();
-        if self.configurations.offered.is_some() {
-            self.offer_configuration();
-        }
+        // What the one before has not answered.
+        self.configurations.offers().for_each(|offer| self.send_offer(offer));
     }
 
     pub(super) fn tell(&self, order: &Order) {
@@ -64,9 +66,16 @@ impl Supervisor {
         self.keeping.conditions().iter().for_each(|order| self.tell(order));
     }
 
+    /// Offers the configuration that was read last. A worker that does not serve yet gets it when it does.
     pub(super) fn offer_configuration(&self) {
-        let Some((worker, offered)) = self.worker.as_ref().zip(self.configurations.offered.as_ref()) else { return };
-        if let Err(error) = worker.channel.send(&Order::Reload, &[offered.as_fd()]) {
+        if let Some(offer) = self.configurations.offers().last() {
+            self.send_offer(offer);
+        }
+    }
+
+    fn send_offer(&self, (number, offered): (u64, &File)) {
+        let Some(worker) = self.worker.as_ref().filter(|worker| worker.stage == Stage::Serving) else { return };
+        if let Err(error) = worker.channel.send(&Order::Reload(number), &[offered.as_fd()]) {
             tracing::warn!(%error, "the worker was not told of the configuration");
         }
     }

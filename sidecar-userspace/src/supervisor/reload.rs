@@ -4,6 +4,7 @@
 //! before had, whatever the file says by then, and the supervisor keeps none of it in its own memory.
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::{self, PipeReader, Write},
     os::fd::{AsFd, BorrowedFd},
@@ -26,8 +27,12 @@ pub(super) struct Configurations {
     pub(super) first: File,
     /// Whose rules are in force, if they are not those of the start.
     pub(super) in_force: Option<File>,
-    /// Given to the worker, which has not said yet what it thinks of it.
-    pub(super) offered: Option<File>,
+    /// Given to the worker, which has not said yet what it thinks of them: their numbers, and what was read.
+    offered: VecDeque<(u64, File)>,
+    /// The number of the last one offered.
+    number: u64,
+    /// It had a fault when it was last read.
+    pub(super) failed: bool,
     /// Configurations put in force so far.
     pub(super) generation: u64,
     reading: Option<Reading>,
@@ -47,7 +52,9 @@ impl Configurations {
             sources: first.without_text(),
             first: sealed(first)?,
             in_force: None,
-            offered: None,
+            offered: VecDeque::new(),
+            number: 0,
+            failed: false,
             generation: 1,
             reading: None,
             again: false,
@@ -79,6 +86,7 @@ impl Configurations {
         if std::mem::take(&mut self.again) {
             self.read_again();
         }
+        self.failed = true;
         let failed = |error: &dyn std::fmt::Display| {
             tracing::error!(fault = %error, "the configuration is wrong; the one before stays in force");
             false
@@ -86,7 +94,7 @@ impl Configurations {
         match reading.thread.join() {
             Ok(Ok(snapshot)) => match sealed(&snapshot) {
                 Ok(file) => {
-                    self.offered = Some(file);
+                    self.offer(file);
                     true
                 }
                 Err(error) => failed(&error),
@@ -96,11 +104,29 @@ impl Configurations {
         }
     }
 
-    /// The worker has said whether what was offered is in force.
-    pub(super) fn answered(&mut self, in_force: bool) {
-        let offered = self.offered.take();
-        if in_force && offered.is_some() {
-            self.in_force = offered;
+    fn offer(&mut self, file: File) {
+        /// A worker that does not answer is not offered more and more: the newest ones are what matters.
+        const MOST: usize = 8;
+        if self.offered.len() == MOST {
+            self.offered.pop_front();
+        }
+        self.number += 1;
+        self.offered.push_back((self.number, file));
+    }
+
+    /// What the worker has not answered, the oldest first.
+    pub(super) fn offers(&self) -> impl Iterator<Item = (u64, &File)> {
+        self.offered.iter().map(|(number, file)| (*number, file))
+    }
+
+    /// The worker has said whether the one with this number is in force. Answers come in the order of the offers: those
+    /// before it were lost. An answer to none that waits for one means nothing.
+    pub(super) fn answered(&mut self, number: u64, in_force: bool) {
+        let Some(position) = self.offered.iter().position(|(offered, _)| *offered == number) else { return };
+        let answered = self.offered.drain(..=position).next_back();
+        self.failed = !in_force;
+        if in_force {
+            self.in_force = answered.map(|(_, file)| file);
             self.generation += 1;
         }
     }

@@ -135,6 +135,7 @@ impl Lent<'_> {
             tunnels: listeners.tunnels.is_some(),
             reloaded: configurations.in_force.is_some(),
             generation: configurations.generation,
+            reload_failed: configurations.failed,
             began,
             predecessors,
             supervisor: std::process::id(),

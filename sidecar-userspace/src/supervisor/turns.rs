@@ -34,6 +34,8 @@ use crate::{
 pub(super) struct Limits {
     /// A worker that is silent for longer hangs.
     pub(super) hung_after: Duration,
+    /// A drain takes no longer.
+    pub(super) drain_deadline: Duration,
     /// Whoever ends the sidecar did not ask for plaintext.
     pub(super) stays_closed: bool,
 }
@@ -42,7 +44,7 @@ impl Limits {
     pub(super) fn of(config: &Config) -> Self {
         // A beat comes four times in this age, so that no silence is one before it has passed.
         let hung_after = config.proxy.hung_after.max(config.capture.heartbeat_max_age);
-        Self { hung_after, stays_closed: config.stays_closed() }
+        Self { hung_after, drain_deadline: config.proxy.drain_deadline, stays_closed: config.stays_closed() }
     }
 }
 
@@ -72,6 +74,12 @@ pub(super) struct Supervisor {
 
 /// Somebody has asked for the end.
 pub(super) struct Ending {
+    /// Who.
+    pub(super) why: String,
+    /// What is open is reset then.
+    pub(super) deadline: Instant,
+    /// What the application opens still comes to the worker.
+    pub(super) carries: bool,
     /// A signal was among those who have.
     pub(super) signalled: bool,
     /// The worker is killed then, after it was told to end at once.
@@ -143,11 +151,13 @@ impl Supervisor {
     }
 
     fn due(&self) -> Instant {
-        let kill_at = self.ending.as_ref().and_then(|ending| ending.kill_at);
-        let start_limit = self.worker.as_ref().filter(|worker| worker.stage == Stage::Starting);
+        // The kernel tells of the end of one that was killed, and nothing else is due to it.
+        let worker = self.worker.as_ref().filter(|worker| worker.killed.is_none());
+        let kill_at = self.ending.as_ref().and_then(|ending| ending.kill_at).filter(|_| worker.is_some());
+        let start_limit = worker.filter(|worker| worker.stage == Stage::Starting);
         let start_limit = start_limit.map(|worker| worker.since + START_LIMIT);
-        let ping = self.worker.as_ref().map(|_| self.pings.at);
-        let silent = self.worker.as_ref().and_then(|worker| worker.silent_since).map(|since| since + SILENT_LIMIT);
+        let ping = worker.map(|_| self.pings.at);
+        let silent = worker.and_then(|worker| worker.silent_since).map(|since| since + SILENT_LIMIT);
         let due = [self.restart_at, kill_at, start_limit, ping, silent].into_iter().flatten().min();
         let always = self.keeping.due().min(self.application.due());
         due.map_or(always, |due| due.min(always))

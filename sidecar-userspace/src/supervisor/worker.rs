@@ -19,8 +19,10 @@ pub(super) struct Worker {
     pub(super) channel: Channel,
     pub(super) stage: Stage,
     pub(super) since: Instant,
-    /// It gets no more time.
-    pub(super) hung: bool,
+    /// When it was looked for in its cgroup.
+    pub(super) looked_for: Instant,
+    /// It was killed by us, and why.
+    pub(super) killed: Option<Why>,
     /// It has closed its end of the channel, which it does when it ends.
     pub(super) silent_since: Option<Instant>,
 }
@@ -46,7 +48,8 @@ impl Worker {
             channel: ours,
             stage: Stage::Starting,
             since: Instant::now(),
-            hung: false,
+            looked_for: Instant::now(),
+            killed: None,
             silent_since: None,
         })
     }
@@ -72,11 +75,15 @@ impl Worker {
     /// How it ended, if it has.
     pub(super) fn ended(&mut self) -> io::Result<Option<End>> {
         let status = self.child.try_wait()?;
-        Ok(status.map(|status| End { status, hung: self.hung }))
+        Ok(status.map(|status| End { status, killed: self.killed }))
     }
 
     /// Ends it at once, which resets what it carries.
-    pub(super) fn kill(&mut self) {
+    pub(super) fn kill(&mut self, why: Why) {
+        if self.killed.is_some() {
+            return;
+        }
+        self.killed = Some(why);
         if let Err(error) = self.child.kill() {
             tracing::error!(%error, pid = self.pid(), "the worker cannot be killed");
         }
@@ -91,11 +98,24 @@ impl Drop for Worker {
     }
 }
 
+/// Why we killed a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It gave no sign of life.
+    Hung,
+    /// It is in another cgroup than it was born in.
+    Moved,
+    /// It was told to end at once and did not.
+    Asked,
+    /// What it says is not understood.
+    NotUnderstood,
+}
+
 /// How a worker ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct End {
     status: ExitStatus,
-    hung: bool,
+    killed: Option<Why>,
 }
 
 /// Why a worker ended, as the metrics tell it.
@@ -107,6 +127,8 @@ pub(super) enum Reason {
     Killed,
     /// By us, because it gave no sign of life.
     Hung,
+    /// By us, because somebody had moved it.
+    Moved,
 }
 
 impl End {
@@ -115,16 +137,21 @@ impl End {
     }
 
     pub(super) fn reason(&self) -> Reason {
-        match self.status.signal() {
-            _ if self.hung => Reason::Hung,
-            Some(_) => Reason::Killed,
-            None => Reason::Exited,
+        match (self.killed, self.status.signal()) {
+            (Some(Why::Hung), _) => Reason::Hung,
+            (Some(Why::Moved), _) => Reason::Moved,
+            (_, Some(_)) => Reason::Killed,
+            (_, None) => Reason::Exited,
         }
     }
 }
 
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.hung { f.write_str("it hung and was killed") } else { self.status.fmt(f) }
+        match self.killed {
+            Some(Why::Hung) => f.write_str("it hung and was killed"),
+            Some(Why::Moved) => f.write_str("it was moved to another cgroup and killed"),
+            Some(Why::Asked | Why::NotUnderstood) | None => self.status.fmt(f),
+        }
     }
 }

@@ -1,6 +1,6 @@
-//! Workers that hang, and those that only seem to.
+//! Workers that hang, those that only seem to, and those that somebody has moved.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -37,6 +37,13 @@ fn a_worker_that_hangs_is_killed_and_replaced() -> Result<()> {
         let wedge = hang(worker)?;
         let told = || sidecar.process.err.text().contains("the worker hangs");
         ensure!(eventually(PATIENCE, told), "{what}: nobody notices{}", sidecar.process.output());
+        if wedge.is_some() {
+            // It waits for the end of the worker that it killed, and for that it has nothing to do.
+            let (before, time) = (wakes(&sidecar)?, Duration::from_millis(300));
+            std::thread::sleep(time);
+            let often = wakes(&sidecar)? - before;
+            ensure!(often < 30, "{what}: the supervisor woke {often} times in {time:?}");
+        }
         // The end of a thread that is traced is its tracer's to see first.
         drop(wedge);
         successor(&sidecar, worker).context(what)?;
@@ -45,6 +52,30 @@ fn a_worker_that_hangs_is_killed_and_replaced() -> Result<()> {
         ensure!(eventually(PATIENCE, captures), "{what}: it does not capture any more{}", sidecar.process.output());
         ensure!(restarts(&sidecar, "hung")? == 1, "{what}");
     }
+    Ok(())
+}
+
+/// How often the supervisor has waited so far.
+fn wakes(sidecar: &Sidecar) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{}/status", sidecar.process.pid()))?;
+    let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    Ok(waits.context("a status without waits")?.trim().parse()?)
+}
+
+#[test]
+fn a_worker_that_is_moved_into_the_applications_cgroup_is_replaced() -> Result<()> {
+    let mut stage = stage()?;
+    let pod = &stage.world.client;
+    let sidecar = Sidecar::start(pod, "{}")?;
+    let worker = sidecar.worker()?;
+    fs::write(pod.app_cgroup().join("cgroup.procs"), worker.to_string())?;
+    let next = successor(&sidecar, worker)?;
+    let members = fs::read_to_string(pod.sidecar_cgroup().join("cgroup.procs"))?;
+    ensure!(members.lines().any(|member| member == next.to_string()), "{next} is not among {members}");
+    let captures = || stage.goes_direct().is_ok_and(|direct| !direct);
+    ensure!(eventually(PATIENCE, captures), "it does not capture any more{}", sidecar.process.output());
+    ensure!(sidecar.process.err.text().contains("has moved the worker"), "{}", sidecar.process.output());
+    ensure!(restarts(&sidecar, "moved")? == 1 && restarts(&sidecar, "killed")? == 0);
     Ok(())
 }
 

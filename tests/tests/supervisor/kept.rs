@@ -3,10 +3,13 @@
 use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use sidecar_tests::harness::{PATIENCE, Sidecar, eventually};
 
-use super::stage::{killed, stage};
+use super::stage::{killed, stage, successor};
 
 #[test]
 fn the_next_worker_has_the_rules_that_were_in_force_whatever_the_file_says() -> Result<()> {
@@ -47,6 +50,59 @@ fn the_next_worker_has_the_rules_that_were_in_force_whatever_the_file_says() -> 
     let failed = || sidecar.metrics().is_ok_and(|now| now.sum("sidecar_config_last_reload_success", &[]) == 0.0);
     ensure!(eventually(PATIENCE, failed), "{}", sidecar.process.output());
     becomes(2.0, "second")
+}
+
+#[test]
+fn two_configurations_in_a_row_are_not_taken_for_each_other() -> Result<()> {
+    let stage = stage()?;
+    let pod = &stage.world.client;
+    let config = |name: &str| {
+        format!("proxy: {{ hung_after: 10m }}\nauthorization:\n- {{ name: {name}, action: deny, ports: [9] }}\n")
+    };
+    let sidecar = Sidecar::start(pod, &config("first"))?;
+    let is_in_force = |name: &str| -> Result<()> {
+        let dump = || pod.get(15000, "/config_dump").map(|dump| dump.body).unwrap_or_default();
+        ensure!(eventually(PATIENCE, || dump().contains(name)), "not {name}: {}{}", dump(), sidecar.process.output());
+        Ok(())
+    };
+    // The supervisor has one in memory for each that was read and not answered.
+    let offers = |text: &str, held: usize| -> Result<()> {
+        fs::write(pod.directory().join("sidecar.yaml"), text)?;
+        sidecar.signal(Signal::SIGHUP)?;
+        let holds = || configurations(sidecar.process.pid()).is_ok_and(|found| found == held);
+        ensure!(eventually(PATIENCE, holds), "{:?}", configurations(sidecar.process.pid()));
+        Ok(())
+    };
+    let worker = sidecar.worker()?;
+    kill(worker, Signal::SIGSTOP)?;
+    offers(&config("second"), 2)?;
+    offers("authorization: nonsense\n", 3)?;
+    kill(worker, Signal::SIGCONT)?;
+    let told = || sidecar.process.err.text().contains("the one before stays in force");
+    ensure!(eventually(PATIENCE, told), "{}", sidecar.process.output());
+    let failed = || sidecar.metrics().is_ok_and(|now| now.sum("sidecar_config_last_reload_success", &[]) == 0.0);
+    for _ in 0..2 {
+        is_in_force("second")?;
+        ensure!(eventually(PATIENCE, failed), "a new worker says that the last one read had no fault");
+        killed(&sidecar)?;
+    }
+    // What one worker did not answer is offered to the next.
+    let worker = sidecar.worker()?;
+    is_in_force("second")?;
+    kill(worker, Signal::SIGSTOP)?;
+    offers(&config("third"), 3)?;
+    offers("authorization: nonsense\n", 4)?;
+    kill(worker, Signal::SIGKILL)?;
+    successor(&sidecar, worker)?;
+    is_in_force("third")?;
+    killed(&sidecar)?;
+    is_in_force("third")
+}
+
+/// Configurations that a process holds in memory.
+fn configurations(process: Pid) -> Result<usize> {
+    let links = fs::read_dir(format!("/proc/{process}/fd"))?.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    Ok(links.filter(|link| link.to_string_lossy().contains("sidecar-configuration")).count())
 }
 
 #[test]
