@@ -1,5 +1,6 @@
 //! Wiring and order: listeners before programs, programs before ready; and back at the end.
 
+mod acceleration;
 mod control;
 mod hooks;
 mod reload;

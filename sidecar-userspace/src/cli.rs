@@ -4,6 +4,7 @@ mod answer;
 pub mod ca;
 pub mod check;
 pub mod config;
+pub mod fastpath;
 pub mod policy;
 
 use std::process::ExitCode;
@@ -32,6 +33,9 @@ enum Command {
     /// Check, show and describe the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Ask a running sidecar about its fast path, and switch it.
+    #[command(subcommand)]
+    Fastpath(fastpath::FastPathCommand),
     /// Ask the rules of a configuration who may connect.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -46,6 +50,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
+        Command::Fastpath(command) => {
+            with_config(command.sources(), |loaded| fastpath::run(command, &loaded.config))
+        }
         Command::Policy(command) => policy::run(command),
     }
 }

@@ -12,6 +12,7 @@ mod capture;
 mod counters;
 mod discovery;
 mod error;
+pub mod fast_path;
 mod heartbeat;
 mod listeners;
 mod netlink;

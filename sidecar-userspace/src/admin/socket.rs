@@ -82,6 +82,15 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     Ok((socket.into(), file))
 }
 
+/// Where the sockets are that no configuration places.
+pub const DIRECTORY: &str = "/run/sidecar";
+
+/// The socket of the sidecar for the pod whose network namespace has this inode number: one path per pod, because sidecars of
+/// several pods may share a file system.
+pub fn default_path(netns_inode: u64) -> PathBuf {
+    Path::new(DIRECTORY).join(format!("{netns_inode}.sock"))
+}
+
 /// Removes the sockets that dead processes left in a directory of such sockets. Young ones are left alone: between bind()
 /// and listen() a live process looks dead.
 pub fn sweep(directory: &Path) {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Error,
+    Error, acceleration,
     hooks::{export_counters, export_uncaptured, hooks},
     reload::{Hangups, Reload},
     start::{Sidecar, millis, start},
@@ -94,8 +94,9 @@ async fn control(sidecar: Sidecar, mut signals: Signals, hangups: Hangups) -> Re
     if readiness.ready() {
         tracing::info!(ready_ms = millis(started.elapsed()), "ready");
     }
+    let fast_path = acceleration::begin(control.config.capture.acceleration, &control.capture, &telemetry);
     let reload = Reload::new(loaded, permits, &telemetry);
-    let hooks = hooks(readiness, heartbeat, &telemetry, log, reload.in_force());
+    let hooks = hooks(readiness, heartbeat, &telemetry, log, reload.in_force(), fast_path);
     let code = tokio::select! {
         failed = admin::serve(endpoints, hooks) => failed.map(|never| match never {}).map_err(Error::from),
         code = control.stop_on_signal(&mut signals) => Ok(code),

@@ -5,11 +5,11 @@ use std::{
     time::Duration,
 };
 
-use super::reload::InForce;
+use super::{acceleration, reload::InForce};
 use crate::{
     admin::Hooks,
     lifecycle::readiness::{Readiness, Unready},
-    redirect::{Capture, Heartbeat, Origin, Subflows, Uncaptured},
+    redirect::{Capture, Heartbeat, Origin, Subflows, Uncaptured, fast_path::FastPath},
     telemetry::{Telemetry, log::LogControl},
 };
 
@@ -19,9 +19,11 @@ pub(super) fn hooks(
     telemetry: &Telemetry,
     log: LogControl,
     in_force: InForce,
+    fast_path: FastPath,
 ) -> Hooks {
     let live_heartbeat = heartbeat.clone();
     let (for_connections, for_metrics, log_again) = (telemetry.clone(), telemetry.clone(), log.clone());
+    let fast_path_again = fast_path.clone();
     let max_age = in_force.get().config.capture.heartbeat_max_age;
     Hooks {
         ready: Arc::new(move || unready(&readiness, &heartbeat, max_age)),
@@ -31,6 +33,8 @@ pub(super) fn hooks(
             serde_json::to_value(for_connections.connections().snapshot()).unwrap_or(serde_json::Value::Null)
         }),
         metrics: Arc::new(move || for_metrics.render_metrics()),
+        fast_path: Arc::new(move || acceleration::to_json(&fast_path.status())),
+        switch_fast_path: Arc::new(move |on| fast_path_again.switch(on)),
         log_level: Arc::new(move || log.current()),
         set_log_level: Arc::new(move |directives| log_again.set(directives).map_err(|error| error.to_string())),
     }

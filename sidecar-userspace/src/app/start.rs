@@ -202,11 +202,9 @@ fn listen_for_questions(config: &Config, pod: &Pod) -> Result<(admin::Listeners,
 }
 
 fn listen_for_admin(config: &Config, pod: &Pod) -> Result<(UnixListener, SocketFile), Error> {
-    /// One path per pod, because sidecars of several pods may share a file system.
-    const DIRECTORY: &str = "/run/sidecar";
-    let default = || Path::new(DIRECTORY).join(format!("{}.sock", pod.netns_inode()));
+    let default = || admin::socket::default_path(pod.netns_inode());
     let path = config.telemetry.admin_socket.clone().unwrap_or_else(default);
-    admin::socket::sweep(Path::new(DIRECTORY));
+    admin::socket::sweep(Path::new(admin::socket::DIRECTORY));
     Ok(admin::socket::bind(&path)?)
 }
 

@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd,
     path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,6 +23,7 @@ use super::{
     counters::Counters,
     discovery::MESH_PROGRAM,
     error::Error,
+    fast_path,
     heartbeat::Heartbeat,
     listeners::{DeviceBound, ListenerMaps, ListenerWatch},
     pins::Pins,
@@ -30,7 +32,7 @@ use super::{
     uncaptured::UncapturedWatch,
 };
 use crate::{
-    config::{Config, OnFailure},
+    config::{Acceleration, Config, OnFailure},
     pod::Pod,
 };
 
@@ -44,6 +46,7 @@ pub struct Prepared {
     discovers: bool,
     on_failure: OnFailure,
     listener_capacity: usize,
+    accelerates: bool,
 }
 
 /// What comes of attaching: the capture, and what keeps it current as long as it is polled.
@@ -62,7 +65,8 @@ pub struct Attached {
 
 /// The capture in force. [`Capture::detach`] ends it on purpose; dropping it is like dying, and `on_failure` decides.
 pub struct Capture {
-    ebpf: Ebpf,
+    ebpf: Arc<Mutex<Ebpf>>,
+    fast_path: Option<fast_path::Maps>,
     links: Vec<FdLink>,
     pins: Pins,
     counters: Counters,
@@ -104,6 +108,7 @@ impl Programs {
             discovers: self.discovery.is_ok(),
             on_failure: config.capture.on_failure,
             listener_capacity: config.capture.maps.listeners as usize,
+            accelerates: config.capture.acceleration != Acceleration::Off,
         })
     }
 }
@@ -155,8 +160,10 @@ impl Prepared {
             }
         };
         let counters = Counters::new(take(&mut self.ebpf, "COUNTERS"))?;
+        let fast_path = self.accelerates.then(|| fast_path::Maps::take(&mut self.ebpf)).transpose()?;
         let Self { ebpf, listeners, discovers, .. } = self;
-        let capture = Capture { ebpf, links, pins, counters, listeners, discovers, pod };
+        let ebpf = Arc::new(Mutex::new(ebpf));
+        let capture = Capture { ebpf, fast_path, links, pins, counters, listeners, discovers, pod };
         Ok(Attached { capture, addresses: self.addresses, listeners: listener_watch, uncaptured, log: self.log })
     }
 }
@@ -249,6 +256,12 @@ impl Capture {
         self.discovers
     }
 
+    /// What the fast path is made of, once; `None`: it is not configured.
+    pub fn fast_path(&mut self) -> Option<fast_path::Parts> {
+        let maps = self.fast_path.take()?;
+        Some(fast_path::Parts { ebpf: Arc::clone(&self.ebpf), maps, netns: self.pod.netns_cookie() })
+    }
+
     /// What the kernel side counted.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -309,7 +322,9 @@ impl Capture {
     ) -> Result<(), Error> {
         let running = query::program_ids(target, attach_type, flags)
             .map_err(|source| Error::Query { target: path.to_owned(), source })?;
-        if running.contains(&programs::id(&self.ebpf, program)?) {
+        // A panic elsewhere leaves programs that still work.
+        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.contains(&programs::id(&ebpf, program)?) {
             return Ok(());
         }
         Err(Error::NotEffective { program, target: path.to_owned() })

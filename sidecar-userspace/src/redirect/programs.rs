@@ -14,7 +14,7 @@ use super::{
 use crate::config;
 
 /// The object for use. Built from source by build.rs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar.bpf.o"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar.bpf.o"));
 /// The same with programs that speak through aya-log.
 static TALKATIVE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar-log.bpf.o"));
 
@@ -105,6 +105,7 @@ impl Programs {
 
     fn load_for(capture: &config::Capture, connections: usize, talkative: bool, shown: Shown) -> Result<Self, Error> {
         let (outbound, inbound) = (&capture.outbound, &capture.inbound);
+        let accelerated = capture.accelerated();
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global("TELLS_SUBFLOWS", &u8::from(shown.subflows == Subflows::Told), true)
@@ -114,6 +115,9 @@ impl Programs {
             .map_max_entries("PRESENTED_FLOWS", entries(connections))
             .map_max_entries("APP_LISTENERS", capture.maps.listeners)
             .map_max_entries("SEEDED_LISTENERS", capture.maps.listeners)
+            .map_max_entries("SENDERS", accelerated)
+            .map_max_entries("RECEIVERS", accelerated)
+            .map_max_entries("CANDIDATES", accelerated)
             .map_max_entries("PORTS", entries(OWN_PORTS + outbound.exclude_ports.len() + inbound.exclude_ports.len()))
             .map_max_entries("EXCLUDED_CIDRS", entries(outbound.exclude_cidrs.len()))
             .load(if talkative { TALKATIVE_OBJECT } else { OBJECT })
