@@ -22,6 +22,7 @@ proxy:
   keepalive: 1m
   drain_deadline: 0s
   proxy_protocol_ports: [5432]
+acceleration: auto
 identity:
   files: { cert: /id/tls.crt, key: /id/tls.key, roots: /id/ca.crt, crl: /id/crl.pem }
   workload_api: null

@@ -30,6 +30,7 @@ capture:
   maps:
     flows: 16384
     listeners: 16384
+    accelerated: 16384
 proxy:
   workers: {workers}
   connect_timeout: 10s
@@ -41,6 +42,7 @@ proxy:
   keepalive: 3m
   drain_deadline: 5s
   proxy_protocol_ports: []
+acceleration: off
 identity:
   files:
     cert: null
