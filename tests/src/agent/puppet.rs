@@ -19,7 +19,13 @@ use nix::{libc, poll::PollFlags};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{outcome, rush::rush, storm::storm, sys};
+use super::{
+    outcome,
+    rush::rush,
+    storm::storm,
+    stream::{flood, stream},
+    sys,
+};
 use crate::cases::net::{accept, address, limit, listen, listen_v6_only, tcp};
 
 /// Number of a socket that the application holds.
@@ -69,6 +75,12 @@ pub enum Order {
     Begin(Handle, SocketAddr),
     /// Send until nothing more is taken.
     Fill(Handle),
+    /// Go over to non-blocking mode, send so many bytes in pieces of at most so many, and expect them back.
+    Stream(Handle, u64, usize),
+    /// Go over to non-blocking mode and send in pieces of so many bytes until nothing more is taken, or so many were.
+    Flood(Handle, usize, u64),
+    /// Go back to blocking mode.
+    Block(Handle),
     /// Listen with this backlog, and never accept but when told.
     Ignore(SocketAddr, i32),
     /// Accept one of those that were ignored, and read all that it sends.
@@ -93,7 +105,7 @@ pub struct Answer {
     pub local: Option<SocketAddr>,
     /// The clients, of [`Order::Accepted`].
     pub accepted: Vec<SocketAddr>,
-    /// Bytes that [`Order::Fill`] has sent and [`Order::Drain`] has read so far.
+    /// Bytes that [`Order::Fill`] and [`Order::Flood`] have sent and [`Order::Drain`] has read so far.
     pub moved: u64,
 }
 
@@ -157,6 +169,9 @@ impl Puppet {
             Order::Storm(to, time) => storm(to, time)?,
             Order::Begin(handle, to) => begin(self.socket(handle)?, to)?,
             Order::Fill(handle) => self.moved += fill(self.socket(handle)?)?,
+            Order::Stream(handle, bytes, piece) => stream(self.socket(handle)?, bytes, piece)?,
+            Order::Flood(handle, piece, most) => self.moved += flood(self.socket(handle)?, piece, most)?,
+            Order::Block(handle) => self.socket(handle)?.set_nonblocking(false)?,
             Order::Drain => self.moved += self.drain()?,
             Order::Ignore(at, backlog) => self.ignored.push(ignore(at, backlog)?),
             Order::Adopt(number) => self.keep(adopt(number)?),
