@@ -153,7 +153,7 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
     fn no_interleaving_loses_or_moves_a_byte_or_lets_more_wait(steps in vec(steps(), 1..120), finish in any::<bool>()) {
