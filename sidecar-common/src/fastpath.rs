@@ -280,6 +280,4 @@ const _: () = assert!(size_of::<Switch>() == 32);
 const _: () = assert!(size_of::<Fields>() == 4 * Fields::PATHS.len());
 
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod tests;

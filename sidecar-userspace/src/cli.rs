@@ -50,9 +50,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
-        Command::Fastpath(command) => {
-            with_config(command.sources(), |loaded| fastpath::run(command, &loaded.config))
-        }
+        Command::Fastpath(command) => with_config(command.sources(), |loaded| fastpath::run(command, &loaded.config)),
         Command::Policy(command) => policy::run(command),
     }
 }

@@ -97,7 +97,8 @@ fn fastpath_holds_a_sender_back_whose_receiver_does_not_read() -> Result<()> {
         let most = if piece == 1 { 200_000 } else { MOST };
         let moved = stage.app.must(Order::Flood(socket, piece, most))?.moved - before;
         ensure!(piece == 1 || moved < MOST, "{moved} bytes were taken");
-        let waits = stage.sidecar.verdict("sk_msg", "tcp", "full")? + stage.sidecar.verdict("sk_msg", "tcp", "order")?;
+        let waits =
+            stage.sidecar.verdict("sk_msg", "tcp", "full")? + stage.sidecar.verdict("sk_msg", "tcp", "order")?;
         ensure!(waits > 0, "{}", stage.sidecar.verdicts());
         stage.app.must(Order::Finish(socket))?;
         let drained = stage.server.must(Order::Drain)?.moved;

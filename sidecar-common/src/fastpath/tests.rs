@@ -1,4 +1,9 @@
+mod model;
+
 use super::*;
+
+/// What makes a message wrong in one way.
+type Spoil = fn(&mut Message);
 
 /// A message that may go.
 fn good() -> Message {
@@ -18,7 +23,7 @@ fn good() -> Message {
 /// Every combination of what can be wrong: a message goes only if nothing is, and the first in the order of the table says why.
 #[test]
 fn each_condition_alone_keeps_a_message_on_tcp() {
-    let faults: [(Refusal, fn(&mut Message)); 7] = [
+    let faults: [(Refusal, Spoil); 7] = [
         (Refusal::Off, |message| message.switched_on = false),
         (Refusal::Layered, |message| message.layered = true),
         (Refusal::Closing, |message| message.closing = true),

@@ -159,7 +159,12 @@ fn switch_fast_path(hooks: &Hooks, query: &str) -> Answer {
     let on = match query {
         "switch=on" => true,
         "switch=off" => false,
-        _ => return text(StatusCode::BAD_REQUEST, "say which: POST /fastpath?switch=on or /fastpath?switch=off\n".to_owned()),
+        _ => {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "say which: POST /fastpath?switch=on or /fastpath?switch=off\n".to_owned(),
+            );
+        }
     };
     match (hooks.switch_fast_path)(on) {
         Ok(()) => fast_path(hooks),

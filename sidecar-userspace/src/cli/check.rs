@@ -53,7 +53,10 @@ pub fn run(config: &Config) -> ExitCode {
         }
         Err(error) => report.check("eBPF programs", Err(error.to_string())),
     }
-    report.inform("map sizes", format!("flows {}, listeners {}, accelerated {}", sizes.flows, sizes.listeners, sizes.accelerated));
+    report.inform(
+        "map sizes",
+        format!("flows {}, listeners {}, accelerated {}", sizes.flows, sizes.listeners, sizes.accelerated),
+    );
     for (name, address) in ports(config) {
         let free = net::listen(address).map(|_| format!("{address} is free"));
         report.check(
@@ -116,7 +119,8 @@ fn discovery(programs: &Programs) -> String {
 
 fn fast_path(programs: Programs, acceleration: Acceleration) -> String {
     if acceleration == Acceleration::Off {
-        return "off; `acceleration: auto` uses it where the kernel changes nothing that an application could notice".to_owned();
+        return "off; `acceleration: auto` uses it where the kernel changes nothing that an application could notice"
+            .to_owned();
     }
     match programs.try_fast_path() {
         Ok(report) => {
@@ -148,7 +152,8 @@ fn mptcp(subflows: &Subflows, strict: bool) -> String {
 
 fn btf() -> String {
     let path = Path::new("/sys/kernel/btf/vmlinux");
-    if path.exists() { "present (only the fast path needs it)" } else { "absent (only the fast path needs it)" }.to_owned()
+    if path.exists() { "present (only the fast path needs it)" } else { "absent (only the fast path needs it)" }
+        .to_owned()
 }
 
 fn capabilities() -> Result<String, String> {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Acceleration, AccessLog, Capture, Cidr, InboundCapture, LogFormat, MapSizes, OnFailure, OutboundCapture, Pod, Proxy, Telemetry,
+    Acceleration, AccessLog, Capture, Cidr, InboundCapture, LogFormat, MapSizes, OnFailure, OutboundCapture, Pod,
+    Proxy, Telemetry,
 };
 
 /// Where every cloud serves its instance metadata. It is answered by the host, often by source address, so that a

@@ -273,9 +273,8 @@ impl Scratch {
         let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
         let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: 0 };
         // SAFETY: the event lives through the call.
-        let added = unsafe {
-            libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, self.0.as_raw_fd(), &raw mut event)
-        };
+        let added =
+            unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, self.0.as_raw_fd(), &raw mut event) };
         counted(added as isize)?;
         Ok(Edges(epoll))
     }

@@ -112,9 +112,11 @@ impl FastPath {
         let acceleration = state.acceleration;
         match &state.phase {
             Phase::Off if on => {
-                return Err("acceleration is `off` in the configuration, and the kernel maps are made at the start: set \
+                return Err(
+                    "acceleration is `off` in the configuration, and the kernel maps are made at the start: set \
                             `acceleration: auto` and start the sidecar again"
-                    .to_owned());
+                        .to_owned(),
+                );
             }
             Phase::Absent(why) if on => return Err(format!("there is no fast path on this kernel: {why}")),
             Phase::Present { report, .. } if on && acceleration == Acceleration::Auto && !report.is_clean() => {
@@ -185,8 +187,7 @@ impl FastPath {
         let mut pause = LOOK_EVERY;
         loop {
             let state = self.lock();
-            let (mut state, _) =
-                self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
+            let (mut state, _) = self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
             let Phase::Present { engine, on, .. } = &mut state.phase else { return };
             if open() == 0 && (!*on || engine.enrolled().0 == 0) {
                 continue;
@@ -252,7 +253,8 @@ impl Programs {
     /// Why there is no fast path.
     pub fn try_fast_path(mut self) -> Result<Report, Error> {
         let maps = Maps::take(&mut self.ebpf)?;
-        let netns = net::netns_cookie().map_err(|source| Error::Probe { what: "ask for the network namespace", source })?;
+        let netns =
+            net::netns_cookie().map_err(|source| Error::Probe { what: "ask for the network namespace", source })?;
         let parts = Parts { ebpf: Arc::new(Mutex::new(self.ebpf)), maps, netns };
         prepare(parts, Acceleration::Force).map(|(_, report)| report)
     }

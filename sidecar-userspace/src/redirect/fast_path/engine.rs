@@ -101,7 +101,8 @@ impl Engine {
             iterator_of(&mut ebpf)
                 .and_then(|program| program.load("tcp", &iterator))
                 .map_err(refused(SOCKET_PROGRAM))?;
-            let senders = maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
+            let senders =
+                maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
             // Attached before the first insertion: a socket takes its program from the map when it comes in.
             message_program(&mut ebpf)
                 .and_then(|program| {

@@ -116,11 +116,8 @@ impl<'a> Types<'a> {
             let from = HEADER + from as usize;
             bytes.get(from..from + length as usize).ok_or(Error::Format("the sections"))
         };
-        let mut types = Self {
-            types: part(word(8)?, word(12)?)?,
-            strings: part(word(16)?, word(20)?)?,
-            begins: vec![0],
-        };
+        let mut types =
+            Self { types: part(word(8)?, word(12)?)?, strings: part(word(16)?, word(20)?)?, begins: vec![0] };
         let mut at = 0;
         while at < types.types.len() {
             types.begins.push(at as u32);
@@ -230,14 +227,7 @@ fn lone_function(number: u32) -> Result<Btf, Error> {
     let (function, other) = (1, 2 + ITERATOR.len() as u32);
     let types = number as usize * TYPE;
     let mut bytes = Vec::with_capacity(HEADER + types + strings.len());
-    let header = [
-        u32::from(MAGIC) | 1 << 16,
-        HEADER as u32,
-        0,
-        types as u32,
-        types as u32,
-        strings.len() as u32,
-    ];
+    let header = [u32::from(MAGIC) | 1 << 16, HEADER as u32, 0, types as u32, types as u32, strings.len() as u32];
     bytes.extend(header.into_iter().flat_map(u32::to_ne_bytes));
     for _ in 1..number {
         bytes.extend([other, kind::FWD << 24, 0].into_iter().flat_map(u32::to_ne_bytes));

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use proptest::{collection::vec, prelude::*};
 
-use super::*;
+use super::super::*;
 
 /// One step of one of the three.
 #[derive(Clone, Copy, Debug)]
@@ -56,10 +56,7 @@ impl Connection {
 
     fn waiting(&self) -> Waiting {
         let messages = self.past_tcp.iter().take(MOST_MESSAGES as usize);
-        Waiting {
-            bytes: messages.clone().map(|message| message.len() as u32).sum(),
-            messages: messages.count() as u32,
-        }
+        Waiting { bytes: messages.clone().map(|message| message.len() as u32).sum(), messages: messages.count() as u32 }
     }
 
     fn step(&mut self, step: Step) {
@@ -111,7 +108,9 @@ impl Connection {
             self.received += 1;
         };
         if self.past_tcp.is_empty() {
-            while room > 0 && let Some(value) = self.by_tcp.pop_front() {
+            while room > 0
+                && let Some(value) = self.by_tcp.pop_front()
+            {
                 take(value);
                 self.consumed = self.consumed.wrapping_add(1);
                 room -= 1;
@@ -119,7 +118,9 @@ impl Connection {
             return;
         }
         while let Some(message) = self.past_tcp.front_mut() {
-            while room > 0 && let Some(value) = message.pop_front() {
+            while room > 0
+                && let Some(value) = message.pop_front()
+            {
                 take(value);
                 room -= 1;
             }
