@@ -92,7 +92,7 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         count(ctx, Counter::EnrolBusy);
         return None;
     }
-    if CANDIDATES.insert(&key, &Candidate::default(), 0).is_err() {
+    if CANDIDATES.insert(key, Candidate::default(), 0).is_err() {
         count(ctx, Counter::EnrolFull);
     }
     None
@@ -100,7 +100,7 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
 
 #[inline(always)]
 fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
-    let candidate = CANDIDATES.get_ptr_mut(&key.reversed())?;
+    let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
     let leg = Leg { key, receiver: socket.address() };
     if !ctx.is_enrolled() {
         if socket.is_layered()? || !may_change(ctx, socket)? {
@@ -119,7 +119,7 @@ fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<
 #[inline(always)]
 fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     // SAFETY: one aligned word, written by the step before.
-    let receiver = unsafe { CANDIDATES.get(&key) }?.receiver;
+    let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
     if receiver == 0 || !socket.is_nonblocking()? || ctx.is_enrolled() || !may_change(ctx, socket)? {
         return None;
     }

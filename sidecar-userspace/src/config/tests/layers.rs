@@ -42,7 +42,7 @@ proxy:
   keepalive: 3m
   drain_deadline: 5s
   proxy_protocol_ports: []
-acceleration: "off"
+acceleration: \"off\"
 identity:
   files:
     cert: null
