@@ -175,7 +175,8 @@ pub(super) static KEYS: &[Key] = &[
         "Connections between their SYN and the proxy's accept."),
     key("capture.maps.listeners", &Field { kind: Number { min: 1, max: 1 << 24 }, at: |c| &mut c.capture.maps.listeners },
         "Listening sockets of the application."),
-    key("capture.maps.accelerated", &Field { kind: Number { min: 1, max: 1 << 24 }, at: |c| &mut c.capture.maps.accelerated },
+    // The probe needs some of them at once.
+    key("capture.maps.accelerated", &Field { kind: Number { min: 64, max: 1 << 24 }, at: |c| &mut c.capture.maps.accelerated },
         "Connections on the fast path; further ones stay on TCP."),
 
     key("proxy.workers", &Field { kind: Number { min: 1, max: 1024 }, at: |c| &mut c.proxy.workers },

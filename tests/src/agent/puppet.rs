@@ -23,7 +23,7 @@ use super::{
     outcome,
     rush::rush,
     storm::storm,
-    stream::{flood, stream},
+    stream::{await_end, flood, stream},
     sys,
 };
 use crate::cases::net::{accept, address, limit, listen, listen_v6_only, tcp};
@@ -157,7 +157,7 @@ impl Puppet {
             Order::Echo(handle, bytes) => echo(self.socket(handle)?, bytes)?,
             Order::Hear(handle) => hear(self.socket(handle)?)?,
             Order::Send(handle, bytes) => self.socket(handle)?.write_all(&vec![b'x'; bytes])?,
-            Order::AwaitEnd(handle) => crate::cases::net::wait_for_end(self.socket(handle)?)?,
+            Order::AwaitEnd(handle) => await_end(self.socket(handle)?)?,
             Order::Finish(handle) => self.socket(handle)?.shutdown(std::net::Shutdown::Write)?,
             Order::Close(handle) => drop(self.sockets.remove(&handle)),
             Order::Reset(handle) => {

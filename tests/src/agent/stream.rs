@@ -56,6 +56,21 @@ pub(super) fn flood(mut socket: &Socket, piece: usize, most: u64) -> io::Result<
     Ok(sent)
 }
 
+/// Reads until the end, in whichever mode the socket is.
+pub(super) fn await_end(mut socket: &Socket) -> io::Result<()> {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match unless_it_would_block(socket.read(&mut buffer))? {
+            Some(0) => return Ok(()),
+            Some(_) => {}
+            None if sys::poll(socket, PollFlags::POLLIN, PATIENCE)?.is_empty() => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            None => {}
+        }
+    }
+}
+
 fn unless_it_would_block(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),

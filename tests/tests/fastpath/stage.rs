@@ -18,6 +18,13 @@ pub(crate) struct Stage {
     pub(crate) world: World,
 }
 
+/// What a sidecar says of its fast path once the probe is over.
+pub(crate) fn probed(sidecar: &Sidecar) -> Result<serde_json::Value> {
+    let known = || sidecar.fast_path().is_ok_and(|status| status["why"] != "the kernel is being probed");
+    ensure!(eventually(PATIENCE, known), "{}", sidecar.process.output());
+    sidecar.fast_path()
+}
+
 impl Stage {
     /// With `acceleration: force`; `None` on a kernel without a fast path, which is said.
     pub(crate) fn forced() -> Result<Option<Self>> {
@@ -27,9 +34,7 @@ impl Stage {
     /// With this configuration.
     pub(crate) fn with(config: &str) -> Result<Option<Self>> {
         let stage = Self::started(World::new()?, config)?;
-        let known = || stage.sidecar.fast_path().is_ok_and(|status| status["why"] != "the kernel is being probed");
-        ensure!(eventually(PATIENCE, known), "{}", stage.sidecar.process.output());
-        let status = stage.sidecar.fast_path()?;
+        let status = probed(&stage.sidecar)?;
         if status["redirects"] == false || status["redirects"].is_null() {
             harness::skip("fastpath", status["why"].as_str().unwrap_or("no reason"));
             return Ok(None);

@@ -10,7 +10,7 @@ capture:
   inbound: { enabled: false, port: 1006, exclude_ports: [22] }
   on_failure: closed
   heartbeat_max_age: 250ms
-  maps: { flows: 10, listeners: 20, accelerated: 30 }
+  maps: { flows: 10, listeners: 20, accelerated: 100 }
 proxy:
   workers: 3
   connect_timeout: 2s
@@ -78,7 +78,7 @@ pub(super) fn full() -> Config {
             on_failure: OnFailure::Closed,
             heartbeat_max_age: Duration::from_millis(250),
             acceleration: Acceleration::Auto,
-            maps: MapSizes { flows: 10, listeners: 20, accelerated: 30 },
+            maps: MapSizes { flows: 10, listeners: 20, accelerated: 100 },
         },
         proxy: Proxy {
             workers: 3,
