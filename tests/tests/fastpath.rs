@@ -7,8 +7,8 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use sidecar_tests::{
     agent::puppet::Order,
-    cases::net::{ANY, TO_V4},
-    harness::{PATIENCE, Puppet, Sidecar, World, bpf, eventually, work},
+    cases::net::{ANY, TO_V4, TO_V6},
+    harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, work},
 };
 use stage::{ENOUGH, Stage, probed};
 
@@ -29,6 +29,30 @@ fn fastpath_carries_what_an_event_loop_sends_past_tcp_and_every_byte_arrives() -
     ensure!(end == "ok", "{end}{}", stage.sidecar.process.output());
     stage.app.must(Order::Close(socket))?;
     stage.nothing_is_enrolled()
+}
+
+/// The other way in: what a server answers, whose client is elsewhere. IPv4 and IPv6.
+#[test]
+fn fastpath_carries_what_a_server_answers_past_tcp() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.server, "acceleration: force\n")?;
+    if probed(&sidecar)?["redirects"] != true {
+        harness::skip("fastpath", "this kernel does not redirect");
+        return Ok(());
+    }
+    let mut server = Puppet::start(&world.server)?;
+    server.must(Order::ServeEvents(ANY))?;
+    let mut app = Puppet::start(&world.client)?;
+    for (count, to) in [(1, TO_V4), (2, TO_V6)] {
+        let (socket, _) = app.open(to)?;
+        app.must(Order::Stream(socket, ENOUGH, 20_000))?;
+        let there = || sidecar.fast_path().is_ok_and(|status| status["connections"] == count);
+        ensure!(eventually(PATIENCE, there), "{}", sidecar.verdicts());
+        let before = sidecar.verdict("sk_msg", "redirect", "fast")?;
+        app.must(Order::Stream(socket, 4 * MIB, 20_000))?;
+        ensure!(sidecar.verdict("sk_msg", "redirect", "fast")? > before, "{}", sidecar.verdicts());
+    }
+    Ok(())
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::{libc, poll::PollFlags};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -23,7 +23,7 @@ use super::{
     outcome,
     rush::rush,
     storm::storm,
-    stream::{await_end, flood, stream},
+    stream::{self, await_end, fill, flood},
     sys,
 };
 use crate::cases::net::{accept, address, limit, listen, listen_v6_only, tcp};
@@ -37,6 +37,8 @@ pub type Handle = u32;
 pub enum Order {
     /// Listen, and answer every connection with what it sends.
     Serve(SocketAddr),
+    /// The same with sockets that never block.
+    ServeEvents(SocketAddr),
     /// The same for IPv6 alone.
     ServeV6Only(SocketAddr),
     /// Listen, greet every connection with [`GREETING`], and answer it with what it sends.
@@ -141,6 +143,7 @@ impl Puppet {
     fn follow(&mut self, order: Order) -> io::Result<Option<SocketAddr>> {
         match order {
             Order::Serve(at) => self.serve(listen(at), &[])?,
+            Order::ServeEvents(at) => stream::serve(listen(at).map_err(io::Error::other)?),
             Order::ServeV6Only(at) => self.serve(listen_v6_only(at), &[])?,
             Order::Greet(at) => self.serve(listen(at), GREETING)?,
             Order::Make(like) => self.keep(tcp(like)?),
@@ -169,7 +172,7 @@ impl Puppet {
             Order::Storm(to, time) => storm(to, time)?,
             Order::Begin(handle, to) => begin(self.socket(handle)?, to)?,
             Order::Fill(handle) => self.moved += fill(self.socket(handle)?)?,
-            Order::Stream(handle, bytes, piece) => stream(self.socket(handle)?, bytes, piece)?,
+            Order::Stream(handle, bytes, piece) => stream::stream(self.socket(handle)?, bytes, piece)?,
             Order::Flood(handle, piece, most) => self.moved += flood(self.socket(handle)?, piece, most)?,
             Order::Block(handle) => self.socket(handle)?.set_nonblocking(false)?,
             Order::Drain => self.moved += self.drain()?,
@@ -263,22 +266,6 @@ fn begin(socket: &Socket, to: SocketAddr) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(()),
     }
-}
-
-fn fill(mut socket: &Socket) -> io::Result<u64> {
-    /// Room that comes later than this comes from nobody who reads.
-    const QUIET: Duration = Duration::from_millis(20);
-    socket.set_nonblocking(true)?;
-    let (bytes, mut sent) = (vec![b'x'; 64 * 1024], 0);
-    while sys::poll(socket, PollFlags::POLLOUT, QUIET)?.contains(PollFlags::POLLOUT) {
-        match socket.write(&bytes) {
-            Ok(taken) => sent += taken as u64,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    socket.set_nonblocking(false)?;
-    Ok(sent)
 }
 
 fn ignore(at: SocketAddr, backlog: i32) -> io::Result<Socket> {

@@ -2,6 +2,8 @@
 
 use std::{
     io::{self, Read, Write},
+    net::TcpListener,
+    thread,
     time::Duration,
 };
 
@@ -53,6 +55,54 @@ pub(super) fn flood(mut socket: &Socket, piece: usize, most: u64) -> io::Result<
     while sent < most && sys::poll(socket, PollFlags::POLLOUT, QUIET)?.contains(PollFlags::POLLOUT) {
         sent += unless_it_would_block(socket.write(&bytes))?.unwrap_or(0) as u64;
     }
+    Ok(sent)
+}
+
+/// Answers every connection with what it sends, without ever blocking.
+pub(super) fn serve(listener: Socket) {
+    thread::spawn(move || {
+        for socket in TcpListener::from(listener).incoming().flatten().map(Socket::from) {
+            thread::spawn(move || answer(&socket));
+        }
+    });
+}
+
+/// Sends back what comes, without ever blocking. A reset ends it like an end.
+fn answer(mut socket: &Socket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let Some(received) = unless_it_would_block(socket.read(&mut buffer))? else {
+            sys::poll(socket, PollFlags::POLLIN, PATIENCE)?;
+            continue;
+        };
+        if received == 0 {
+            return Ok(());
+        }
+        let mut sent = 0;
+        while sent < received {
+            match unless_it_would_block(socket.write(&buffer[sent..received]))? {
+                Some(bytes) => sent += bytes,
+                None => drop(sys::poll(socket, PollFlags::POLLOUT, PATIENCE)?),
+            }
+        }
+    }
+}
+
+/// Sends until nothing more is taken, and goes back to blocking mode.
+pub(super) fn fill(mut socket: &Socket) -> io::Result<u64> {
+    /// Room that comes later than this comes from nobody who reads.
+    const QUIET: Duration = Duration::from_millis(20);
+    socket.set_nonblocking(true)?;
+    let (bytes, mut sent) = (vec![b'x'; 64 * 1024], 0);
+    while sys::poll(socket, PollFlags::POLLOUT, QUIET)?.contains(PollFlags::POLLOUT) {
+        match socket.write(&bytes) {
+            Ok(taken) => sent += taken as u64,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    socket.set_nonblocking(false)?;
     Ok(sent)
 }
 

@@ -24,7 +24,7 @@ fn keys_that_do_not_exist_are_reported_with_what_was_meant() {
         ),
         (
             "capture:\n  maps: { x: &x 1 }\n",
-            "f:2:11: unknown key `capture.maps.x`; expected one of `flows`, `listeners`",
+            "f:2:11: unknown key `capture.maps.x`; expected one of `flows`, `listeners`, `accelerated`",
         ),
         ("proxy:\n  workers: 1\n  workers: 2\n", "f:3:3: duplicate key `proxy.workers`; it was given before at f:2:3"),
         ("proxy: {workers: 1}\nproxy: 1\n", "f:2:1: duplicate key `proxy`; it was given before at f:1:1"),
