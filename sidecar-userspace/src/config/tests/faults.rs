@@ -30,7 +30,7 @@ fn keys_that_do_not_exist_are_reported_with_what_was_meant() {
         ("proxy: {workers: 1}\nproxy: 1\n", "f:2:1: duplicate key `proxy`; it was given before at f:1:1"),
         (
             "capture:\n  maps: [1]\n",
-            "f:2:9: `capture.maps` is a section, not a value; set a key in it: `flows`, `listeners`",
+            "f:2:9: `capture.maps` is a section, not a value; set a key in it: `flows`, `listeners`, `accelerated`",
         ),
         ("- capture\n", "f:1:1: expected sections such as `capture:`, found a list"),
         ("capture\n", "f:1:1: expected sections such as `capture:`, found a single value"),
