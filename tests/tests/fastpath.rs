@@ -3,13 +3,14 @@
 #[path = "fastpath/stage.rs"]
 mod stage;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, TO_V4, TO_V6},
     harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, work},
 };
+use socket2::Socket;
 use stage::{ENOUGH, Stage, probed};
 
 const MIB: u64 = 1 << 20;
@@ -155,6 +156,36 @@ fn fastpath_with_full_maps_leaves_the_rest_on_tcp() -> Result<()> {
         stage.app.must(Order::Close(*socket))?;
     }
     stage.nothing_is_enrolled()
+}
+
+/// 19
+#[test]
+fn fastpath_leaves_what_another_program_owns_to_it() -> Result<()> {
+    let Some(mut stage) = Stage::forced()? else { return Ok(()) };
+    let before = stage.redirected()?;
+    let (socket, local) = stage.app.open(TO_V4)?;
+    let is_it = |end: &_| harness::address(Socket::local_addr(end)).is_some_and(|own| own.port() == local.port());
+    let owned = harness::sockets_of(stage.app.process(), is_it)?;
+    let _owner = bpf::own_messages_of(owned.first().context("the application's socket")?)?;
+    stage.app.must(Order::Stream(socket, ENOUGH, 20_000))?;
+    let busy = || stage.sidecar.verdict("enrol", "tcp", "busy").is_ok_and(|count| count > 0);
+    ensure!(eventually(PATIENCE, busy), "{}", stage.sidecar.verdicts());
+    stage.app.must(Order::Stream(socket, ENOUGH, 20_000))?;
+    ensure!(stage.connections()? == 0 && stage.redirected()? == before, "{}", stage.sidecar.verdicts());
+    Ok(())
+}
+
+#[test]
+fn fastpath_is_what_check_says() -> Result<()> {
+    let world = World::new()?;
+    for (setting, told) in [("off", &["off; "][..]), ("force", &["forced: ", "not used: "]), ("auto", &["used: "])] {
+        let mut command = Sidecar::program()?;
+        command.args(["check", "--set", &format!("acceleration={setting}")]);
+        let said = world.client.spawn_beside_sidecar(command)?.finish(PATIENCE)?;
+        let line = said.lines().find(|line| line.contains("fast path")).context("no line about it")?;
+        ensure!(told.iter().any(|words| line.contains(words)), "{setting}: {line}");
+    }
+    Ok(())
 }
 
 /// 33
