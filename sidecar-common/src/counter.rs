@@ -172,6 +172,8 @@ counters! {
     EnrolUndone = ("enrol", "released", "released"),
     /// Not enrolled, once for each look: the application's socket is in blocking mode.
     EnrolBlocking = ("enrol", "tcp", "blocking"),
+    /// Not enrolled, once for each look: the application's writes are too small to gain.
+    EnrolSmall = ("enrol", "tcp", "small"),
     /// Not enrolled: kTLS or MPTCP.
     EnrolLayered = ("enrol", "tcp", "layered"),
     /// Not enrolled: another program owns the socket.

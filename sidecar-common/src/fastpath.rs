@@ -18,6 +18,16 @@ pub const MOST_MESSAGES: u32 = 64;
 /// Bytes that a connection has carried from the application before it is worth two entries in a map.
 pub const WORTH_BYTES: u64 = 256 * 1024;
 
+/// Bytes of a segment, on the average, from which on a connection gains: over loopback a segment is a write, up to 64 KiB. Measured on
+/// 6.18: writes of 64 KiB took a third of the time, those of 64 B and 4 KiB twice as long as by TCP.
+pub const WORTH_SEGMENT: u64 = 16 * 1024;
+
+/// Whether a connection has carried enough, in writes that are large enough.
+#[inline(always)]
+pub const fn gains(acknowledged: u64, segments: u32) -> bool {
+    acknowledged >= segments as u64 * WORTH_SEGMENT
+}
+
 /// Everything that counts at the moment at which a message is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -256,6 +266,8 @@ fields! {
     copied_seq = "tcp_sock.copied_seq",
     /// Bytes that the other end has acknowledged.
     bytes_acked = "tcp_sock.bytes_acked",
+    /// Segments with data that were sent.
+    segments = "tcp_sock.data_segs_out",
     /// The sockmap's queue of messages.
     ingress = "sk_psock.ingress_msg",
     /// A message's place in it.

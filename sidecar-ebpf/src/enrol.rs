@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use sidecar_common::{
     counter::Counter,
-    fastpath::{Candidate, Leg, Switch, step},
+    fastpath::{Candidate, Leg, Switch, gains, step},
     flow::{FlowKey, note_kind},
 };
 
@@ -82,6 +82,11 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     }
     if blocks {
         count(ctx, Counter::EnrolBlocking);
+        return None;
+    }
+    // The probe's have not carried anything yet.
+    if switch.worth != 0 && !gains(socket.acknowledged()?, socket.segments()?) {
+        count(ctx, Counter::EnrolSmall);
         return None;
     }
     if socket.is_layered()? {

@@ -102,6 +102,20 @@ fn only_known_writes_without_urgent_data_and_zero_copy_are_plain() {
 }
 
 #[test]
+fn only_large_writes_gain() {
+    for (acknowledged, segments, gain) in [
+        (WORTH_BYTES, 4, true),
+        (WORTH_BYTES, 16, true),
+        (WORTH_BYTES, 17, false),
+        (WORTH_BYTES, 64, false),
+        (1 << 40, u32::MAX, false),
+        (u64::MAX, u32::MAX, true),
+    ] {
+        assert_eq!(gains(acknowledged, segments), gain, "{acknowledged} in {segments}");
+    }
+}
+
+#[test]
 fn every_refusal_has_a_counter_of_its_own() {
     use Refusal::*;
     let all = [Off, Layered, Closing, Blocking, NotPlain, Order, Full, Unknown];

@@ -147,6 +147,12 @@ impl KernelSocket {
         read(self.at, self.fields.bytes_acked)
     }
 
+    /// Segments with data that it has sent.
+    #[inline(always)]
+    pub fn segments(self) -> Option<u32> {
+        read(self.at, self.fields.segments)
+    }
+
     /// Whether another subsystem keeps something in the socket.
     #[inline(always)]
     pub fn is_used_otherwise(self) -> Option<bool> {
