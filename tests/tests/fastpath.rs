@@ -46,11 +46,11 @@ fn fastpath_carries_what_a_server_answers_past_tcp() -> Result<()> {
     let mut app = Puppet::start(&world.client)?;
     for (count, to) in [(1, TO_V4), (2, TO_V6)] {
         let (socket, _) = app.open(to)?;
-        app.must(Order::Stream(socket, ENOUGH, 20_000))?;
+        app.must(Order::Stream(socket, 4 * ENOUGH, 100_000))?;
         let there = || sidecar.fast_path().is_ok_and(|status| status["connections"] == count);
         ensure!(eventually(PATIENCE, there), "{}", sidecar.verdicts());
         let before = sidecar.verdict("sk_msg", "redirect", "fast")?;
-        app.must(Order::Stream(socket, 4 * MIB, 20_000))?;
+        app.must(Order::Stream(socket, 4 * MIB, 100_000))?;
         ensure!(sidecar.verdict("sk_msg", "redirect", "fast")? > before, "{}", sidecar.verdicts());
     }
     Ok(())

@@ -70,7 +70,7 @@ pub(super) fn serve(listener: Socket) {
 /// Sends back what comes, without ever blocking. A reset ends it like an end.
 fn answer(mut socket: &Socket) -> io::Result<()> {
     socket.set_nonblocking(true)?;
-    let mut buffer = vec![0; 16 * 1024];
+    let mut buffer = vec![0; 128 * 1024];
     loop {
         let Some(received) = unless_it_would_block(socket.read(&mut buffer))? else {
             sys::poll(socket, PollFlags::POLLIN, PATIENCE)?;
