@@ -1,8 +1,8 @@
-//! The per-CPU counters: one for every reason of every verdict, and for everything else worth knowing.
+//! The counters, a set for each CPU: one for every reason of every verdict, and for everything else worth knowing.
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident = ($hook:literal, $verdict:literal, $reason:literal),)*) => {
-        /// Index into the per-CPU array `COUNTERS`.
+        /// Index into each CPU's part of the array `COUNTERS`.
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Counter { $($(#[$doc])* $name,)* }
@@ -186,8 +186,13 @@ counters! {
     EnrolLock = ("enrol", "tcp", "lock"),
 }
 
-/// Entries of the `COUNTERS` array.
-pub const COUNT: u32 = Counter::ALL.len() as u32;
+/// Entries of `COUNTERS` for one CPU: all counters, and what fills the last cache line (64 bytes), so that CPUs share none.
+pub const PER_CPU: u32 = (Counter::ALL.len() as u32).next_multiple_of(8);
+
+/// Where a CPU counts this.
+pub const fn slot(cpu: u32, counter: Counter) -> u32 {
+    cpu * PER_CPU + counter as u32
+}
 
 #[cfg(test)]
 mod tests {

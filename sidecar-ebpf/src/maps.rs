@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, SockHash, SockMap},
+    maps::{Array, HashMap, LpmTrie, RingBuf, SockHash, SockMap},
 };
 use sidecar_common::{
     addr::{Endpoint, Ip, PortBe},
@@ -23,10 +23,10 @@ const MMAPABLE: u32 = 1 << 10;
 #[map]
 pub static RULES: Array<CaptureRules> = Array::with_max_entries(1, 0);
 
-/// One entry: `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life. Written by the proxy through a memory
-/// mapping, without a system call; read with every verdict.
+/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; and its open connections, read by
+/// user space alone. Written by the proxy through a memory mapping, without a system call.
 #[map]
-pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(2, MMAPABLE);
 
 /// What a port means: bits of `port_role`. Written by user space; read with every verdict. *Configured.*
 #[map]
@@ -132,9 +132,11 @@ pub static LEGS: SkStorage<Leg> = SkStorage::new();
 #[map]
 pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);
 
-/// One counter for every reason (`sidecar_common::counter::Counter`). Written by every program; read by user space.
+/// For each CPU one counter for every reason (`sidecar_common::counter::slot`). Written by every program; read by user space
+/// through a memory mapping, which a per-CPU array does not have: whoever shows them needs neither a system call nor a
+/// capability. *Configured.*
 #[map]
-pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
+pub static COUNTERS: Array<u64> = Array::with_max_entries(counter::PER_CPU, MMAPABLE);
 
 /// The interface that owns an address of the pod; 0: it is not the pod's.
 #[inline(always)]

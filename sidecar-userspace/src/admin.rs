@@ -40,6 +40,10 @@ pub struct Hooks {
     pub fast_path: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// Switches it.
     pub switch_fast_path: SwitchFastPath,
+    /// Whether the sidecar drains, and what remains.
+    pub drain_state: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Begins to drain.
+    pub drain: Arc<dyn Fn() + Send + Sync>,
     /// The log directives in force.
     pub log_level: Arc<dyn Fn() -> String + Send + Sync>,
     /// Sets the log directives; the error says what is wrong with them.

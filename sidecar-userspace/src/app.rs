@@ -1,50 +1,54 @@
-//! Wiring and order: listeners before programs, programs before ready; and back at the end.
+//! The worker process: everything that carries connections, on listeners and figures that its supervisor lends it, and without
+//! any privilege.
 
 mod acceleration;
+mod confine;
 mod control;
+mod drain;
 mod hooks;
+mod inherited;
+mod orders;
 mod reload;
 mod start;
 mod trust;
 
 use std::{io, process::ExitCode};
 
-use crate::{admin, config::Loaded, pod, redirect, telemetry};
+use crate::{admin, config::Faults, control as language, sandbox, telemetry};
 
-/// Why the sidecar cannot run.
+/// Why the worker cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Nobody is there to tell it what to do.
+    #[error("`sidecar worker` is started by `sidecar run`, which tells it what to do: {0}")]
+    Alone(#[source] language::Error),
+    /// The supervisor says something else than it should.
+    #[error("the supervisor says what is not understood: {0}; please report")]
+    Misunderstood(String),
+    /// Memory of the supervisor's cannot be seen.
+    #[error("memory of the supervisor's cannot be mapped ({what}): {source}")]
+    Memory {
+        /// Which.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The configuration that the supervisor took has a fault.
+    #[error("the configuration: {0}; please report, for the supervisor found no fault in it")]
+    Configuration(Faults),
     /// The sidecar's own log cannot be set up.
     #[error(transparent)]
     Log(#[from] telemetry::log::Error),
     /// Metrics or access log cannot be set up.
     #[error(transparent)]
     Telemetry(#[from] telemetry::Error),
-    /// The pod cannot be found or entered.
+    /// Privileges cannot be given up.
     #[error(transparent)]
-    Pod(#[from] pod::Error),
-    /// The capture cannot start.
-    #[error(transparent)]
-    Redirect(#[from] redirect::Error),
-    /// A port is not to be had.
-    #[error("{key}: cannot listen on {address}: {source}{}", port_hint(.source))]
-    Listen {
-        /// The configuration key that names the port.
-        key: &'static str,
-        /// The address.
-        address: String,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The admin socket is not to be had.
-    #[error(
-        "telemetry.admin_socket: {0}; set it to a path that can be written (in a container with a read-only root: on an emptyDir)"
-    )]
-    AdminSocket(#[from] admin::socket::Error),
+    Sandbox(#[from] sandbox::Error),
     /// The HTTP endpoints cannot be served.
     #[error(transparent)]
     Admin(#[from] admin::Error),
-    /// The kernel gives no thread, reactor or signal.
+    /// The kernel gives no thread or reactor.
     #[error("{what}: {source}")]
     Runtime {
         /// What was asked for.
@@ -54,18 +58,19 @@ pub enum Error {
     },
 }
 
-fn port_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process in the pod's network namespace has it (`ss -tlnp` names it)",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
-        _ => "",
-    }
-}
-
-/// Runs until a signal or a failure that ends the sidecar.
+/// Serves what the supervisor at the other end of standard input says, until it says otherwise or is gone.
 ///
 /// # Errors
-/// Anything without which it cannot serve.
-pub fn run(loaded: Loaded) -> Result<ExitCode, Error> {
-    control::run(loaded)
+/// Nobody is at the other end. Anything else is told to the supervisor, which tells it to people.
+pub fn run() -> Result<ExitCode, Error> {
+    let channel = inherited::channel()?;
+    match control::run(&channel) {
+        Ok(code) => Ok(code),
+        // It has gone before there was anything to do: then it has said why.
+        Err(Error::Alone(language::Error::Gone)) => Ok(ExitCode::FAILURE),
+        Err(error) => {
+            let told = channel.send(&language::Report::Failed(error.to_string()), &[]);
+            told.map_err(Error::Alone).map(|()| ExitCode::FAILURE)
+        }
+    }
 }

@@ -4,6 +4,7 @@ mod answer;
 pub mod ca;
 pub mod check;
 pub mod config;
+pub mod drain;
 pub mod fastpath;
 pub mod policy;
 
@@ -11,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{app, config as configuration};
+use crate::{app, config as configuration, control, supervisor};
 
 /// A transparent networking sidecar.
 #[derive(Debug, Parser)]
@@ -25,8 +26,13 @@ pub struct Arguments {
 enum Command {
     /// Capture the pod's connections and carry them.
     Run(config::SourceArgs),
+    /// Carry connections for the supervisor at the other end of standard input.
+    #[command(name = control::COMMAND, hide = true)]
+    Worker,
     /// Tell whether this machine and pod offer what the sidecar needs, a line for each.
     Check(config::SourceArgs),
+    /// Have the sidecar of this pod drain and end, as SIGTERM does, and wait for its end.
+    Drain(drain::DrainArgs),
     /// Make and use the embedded certificate authority.
     #[command(subcommand)]
     Ca(ca::CaCommand),
@@ -44,10 +50,12 @@ enum Command {
 /// Does what the command line says.
 pub fn run(arguments: &Arguments) -> ExitCode {
     match &arguments.command {
-        Command::Run(sources) => {
-            with_config(sources, |loaded| app::run(loaded).unwrap_or_else(|error| answer::fail(error, answer::FAILED)))
-        }
+        Command::Run(sources) => with_config(sources, |loaded| {
+            supervisor::run(loaded).unwrap_or_else(|error| answer::fail(error, answer::FAILED))
+        }),
+        Command::Worker => app::run().unwrap_or_else(|error| answer::fail(error, answer::FAILED)),
         Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
+        Command::Drain(arguments) => with_config(&arguments.sources, |loaded| drain::run(arguments, &loaded.config)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
         Command::Fastpath(command) => with_config(command.sources(), |loaded| fastpath::run(command, &loaded.config)),

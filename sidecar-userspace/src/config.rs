@@ -11,6 +11,7 @@ pub use fault::{Fault, Faults, Place, Problem};
 pub use load::{Loaded, Sources, load};
 pub use mtls::{Authority, Identity, IdentityFiles, Mode, Modes, Mtls, Spare, Transport, Workload};
 pub use schema::schema;
+pub use snapshot::Snapshot;
 pub use units::time;
 
 mod authorization;
@@ -29,6 +30,7 @@ mod names;
 mod rules;
 mod schema;
 mod show;
+mod snapshot;
 mod strict;
 mod structured;
 #[cfg(test)]
@@ -53,6 +55,8 @@ pub struct Config {
     pub mtls: Mtls,
     /// Who may connect to the application. Empty: everyone.
     pub authorization: Vec<Rule>,
+    /// When the sidecar ends.
+    pub lifecycle: Lifecycle,
     /// Metrics, health, admin and access log.
     pub telemetry: Telemetry,
 }
@@ -178,10 +182,30 @@ pub struct Proxy {
     pub socket_buffer: Option<usize>,
     /// TCP keep-alive on both legs: idle time before the first probe. Default 180 s (`interval` 180 s, 9 probes).
     pub keepalive: Duration,
-    /// Time that connections get to end by themselves after SIGTERM. Default 5 s.
+    /// Time that the application and its connections get to end by themselves after SIGTERM. Default 5 s.
     pub drain_deadline: Duration,
+    /// A worker process that gives no sign of life for this long is killed and started again. Default 3 s.
+    pub hung_after: Duration,
+    /// Who the worker process runs as; `None`: as whom the sidecar was started. Default `None`.
+    pub user: Option<User>,
     /// Ports of the application that get a PROXY protocol v2 header before the first byte of each inbound connection.
     pub proxy_protocol_ports: Vec<u16>,
+}
+
+/// When the sidecar ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lifecycle {
+    /// `true`: it ends when the application has: no process of the pod is left, and one was seen before. Default `false`.
+    pub exit_with_application: bool,
+}
+
+/// A user and a group, by number: the names of the machine are not those of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
 }
 
 /// Metrics, health, admin and access log.

@@ -1,3 +1,8 @@
-//! Start, readiness and stop.
+//! Start, readiness and stop, and what supervisor and worker tell each other through memory.
 
+pub mod beats;
+pub mod board;
+pub mod counters;
+pub mod fast_path;
 pub mod readiness;
+mod words;

@@ -106,6 +106,13 @@ pub fn listen(at: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
+/// Has a listener listen no more, whoever holds a descriptor of it: its port is free for others, and what waits in its queue
+/// is reset.
+pub fn stop_listening(listener: &TcpListener) {
+    // Fails only if it does not listen.
+    let _ = SockRef::from(listener).shutdown(std::net::Shutdown::Both);
+}
+
 fn listen_on(at: SocketAddr) -> io::Result<TcpListener> {
     /// The kernel cuts it to `net.core.somaxconn`.
     const BACKLOG: i32 = 65_535;

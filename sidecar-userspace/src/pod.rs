@@ -1,5 +1,13 @@
 //! The pod: its cgroup, its network namespace, and the sidecar's own place in it.
 
+mod applications;
+mod error;
+mod layout;
+mod names;
+#[cfg(test)]
+mod tests;
+mod view;
+
 use std::{
     collections::HashSet,
     fs::{self, File},
@@ -13,70 +21,35 @@ use std::{
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::{config, net};
+pub use applications::Applications;
+pub use error::Error;
+use error::io_error;
+use layout::Located;
+use view::{System, View};
 
-/// Why the pod cannot be found or entered.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No cgroup v2 hierarchy is mounted.
-    #[error(
-        "no cgroup v2 hierarchy is mounted (/proc/self/mountinfo names none); mount one: mount -t cgroup2 none /sys/fs/cgroup"
-    )]
-    NoCgroup2,
-    /// A file of the kernel could not be read or written.
-    #[error("{action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// The file or directory.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The sidecar runs in the root cgroup, which has no parent to capture.
-    #[error(
-        "the sidecar runs in the root of the cgroup v2 hierarchy {mount}, so the pod's cgroup cannot be guessed; set `pod.cgroup` to the pod's directory below it"
-    )]
-    InRoot {
-        /// The hierarchy.
-        mount: PathBuf,
-    },
-    /// The configured directory is not a cgroup below the mount.
-    #[error("pod.cgroup: {path} is not a directory below the cgroup v2 mount {mount}")]
-    NotACgroup {
-        /// The configured path.
-        path: PathBuf,
-        /// The hierarchy.
-        mount: PathBuf,
-    },
-    /// The network namespace could not be entered.
-    #[error("pod.netns: the network namespace {path} cannot be entered: {source}{}", netns_hint(.source))]
-    Netns {
-        /// The configured path.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-    /// The kernel does not give a cookie of the network namespace.
-    #[error("the kernel gives no cookie of the network namespace (SO_NETNS_COOKIE, since Linux 5.14): {0}")]
-    NetnsCookie(#[source] io::Error),
-}
+use crate::{config, net};
 
 /// The pod as the sidecar found it. The sidecar is in it: in a cgroup of its own below the pod's, and in its network
 /// namespace.
 pub struct Pod {
     cgroup: Directory,
     own: Directory,
+    /// Where the kernel says that this process is.
+    membership: String,
+    applications: Applications,
     netns: File,
     netns_cookie: u64,
 }
 
 /// Where the pod is, found without changing anything.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Place {
     /// The pod's cgroup.
     pub cgroup: PathBuf,
     /// The sidecar's own below it; `None`: it is elsewhere and would have to move.
     pub own: Option<PathBuf>,
+    /// The cgroup of the container that the sidecar runs in.
+    container: Option<PathBuf>,
 }
 
 impl Place {
@@ -85,14 +58,26 @@ impl Place {
     /// # Errors
     /// There is no such cgroup, or it cannot be guessed.
     pub fn find(config: &config::Pod) -> Result<Self, Error> {
-        let mount = cgroup2_mount()?;
-        let own = own_cgroup(&mount)?;
-        let cgroup = match &config.cgroup {
-            Some(path) => configured_cgroup(path, &mount)?,
-            None => parent_of(&own, &mount)?,
+        Self::find_in(&System, config)
+    }
+
+    fn find_in(view: &impl View, config: &config::Pod) -> Result<Self, Error> {
+        let Some(path) = &config.cgroup else {
+            let located = layout::locate(view)?;
+            let guess = located.pod(view)?;
+            return Ok(Self { cgroup: guess.pod, own: Some(located.own), container: Some(guess.container) });
         };
-        let inside = own != cgroup && own.starts_with(&cgroup);
-        Ok(Self { cgroup, own: inside.then_some(own) })
+        let cgroup = configured_cgroup(path, view)?;
+        // A sidecar outside of what it can see moves into the pod.
+        let inside = layout::locate(view).ok().filter(|located| is_below(view, located, &cgroup));
+        let container = inside.as_ref().map(Located::container).filter(|container| *container != cgroup);
+        Ok(Self { cgroup, container, own: inside.map(|located| located.own) })
+    }
+
+    fn applications(&self, own: &Path, mountinfo: &str) -> Applications {
+        let pod = self.cgroup.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let ours = self.container.iter().cloned().chain([own.to_owned()]).collect();
+        Applications::new(self.cgroup.clone(), ours, names::sandbox(mountinfo, pod))
     }
 }
 
@@ -120,19 +105,35 @@ impl Pod {
         if let Some(path) = &config.netns {
             enter_netns(path)?;
         }
-        let Place { cgroup, own } = Place::find(config)?;
-        let own = match own {
-            Some(own) => own,
-            None => move_below(&cgroup)?,
+        let place = Place::find(config)?;
+        let own = match &place.own {
+            Some(own) => own.clone(),
+            None => move_below(&place.cgroup)?,
         };
         let own_netns = Path::new("/proc/self/ns/net");
-        let cgroup = Directory::open(cgroup)?;
+        let applications = place.applications(&own, &System.mounts()?);
         Ok(Self {
-            cgroup,
+            cgroup: Directory::open(place.cgroup)?,
             own: Directory::open(own)?,
+            membership: membership()?,
+            applications,
             netns: File::open(own_netns).map_err(io_error("open", own_netns))?,
             netns_cookie: net::netns_cookie().map_err(Error::NetnsCookie)?,
         })
+    }
+
+    /// The processes of the pod's application.
+    pub fn applications(&self) -> &Applications {
+        &self.applications
+    }
+
+    /// Checks that the sidecar is still where it was at the start: elsewhere its own connections would be captured.
+    ///
+    /// # Errors
+    /// Somebody has moved it.
+    pub fn verify(&self) -> Result<(), Error> {
+        let (before, now) = (self.membership.clone(), membership()?);
+        if before == now { Ok(()) } else { Err(Error::Moved { before, now }) }
     }
 
     /// The pod's cgroup.
@@ -211,62 +212,33 @@ fn subdirectories(path: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Where the cgroup v2 hierarchy is mounted: found, because hybrid hosts mount it elsewhere than /sys/fs/cgroup.
+/// Where the cgroup v2 hierarchy is mounted: found, because hybrid hosts mount it elsewhere than /sys/fs/cgroup. With several
+/// mounts, the first.
 pub fn cgroup2_mount() -> Result<PathBuf, Error> {
-    let path = Path::new("/proc/self/mountinfo");
-    let mounts = fs::read_to_string(path).map_err(io_error("read", path))?;
-    find_cgroup2(&mounts).ok_or(Error::NoCgroup2)
+    let mounts = layout::mounts(&System.mounts()?);
+    mounts.into_iter().next().map(|mount| mount.at).ok_or(Error::NoCgroup2)
 }
 
-/// proc_pid_mountinfo(5): the fourth field is the mounted directory, the fifth the mount point, and the file system follows
-/// the separator `-`. A mount of the whole hierarchy is preferred: a container may see its host's beside its own.
-fn find_cgroup2(mountinfo: &str) -> Option<PathBuf> {
-    let mounts: Vec<(&str, &str)> = mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (mount, source) = line.split_once(" - ")?;
-            let mut fields = mount.split(' ').skip(3);
-            (source.split(' ').next()? == "cgroup2").then_some((fields.next()?, fields.next()?))
-        })
-        .collect();
-    let whole = mounts.iter().find(|(root, _)| *root == "/");
-    whole.or(mounts.first()).map(|(_, at)| PathBuf::from(unescape(at)))
+/// The line of /proc/self/cgroup that tells of cgroup v2.
+fn membership() -> Result<String, Error> {
+    let all = System.membership()?;
+    Ok(all.lines().find(|line| line.starts_with("0::")).unwrap_or_default().to_owned())
 }
 
-/// Blanks and backslashes are octal escapes there.
-fn unescape(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
-}
-
-fn netns_hint(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EPERM) => "; CAP_SYS_ADMIN is needed",
-        Some(libc::EINVAL) => "; it is not a network namespace (`ip netns add` makes one below /run/netns)",
-        _ => "",
-    }
-}
-
-fn own_cgroup(mount: &Path) -> Result<PathBuf, Error> {
-    let path = Path::new("/proc/self/cgroup");
-    let cgroups = fs::read_to_string(path).map_err(io_error("read", path))?;
-    // The line of the v2 hierarchy starts with `0::` (cgroups(7)).
-    let own = cgroups.lines().find_map(|line| line.strip_prefix("0::/")).ok_or(Error::NoCgroup2)?;
-    Ok(if own.is_empty() { mount.to_owned() } else { mount.join(own) })
-}
-
-fn configured_cgroup(path: &Path, mount: &Path) -> Result<PathBuf, Error> {
+fn configured_cgroup(path: &Path, view: &impl View) -> Result<PathBuf, Error> {
     let absolute = path.canonicalize().map_err(io_error("pod.cgroup: open", path))?;
-    if absolute.is_dir() && absolute.starts_with(mount) && absolute != mount {
+    let mounts: Vec<_> = layout::mounts(&view.mounts()?).into_iter().map(|mount| mount.at).collect();
+    let within = mounts.iter().any(|mount| absolute.starts_with(mount));
+    if within && absolute.is_dir() && !view.is_root(&absolute) {
         return Ok(absolute);
     }
-    Err(Error::NotACgroup { path: path.to_owned(), mount: mount.to_owned() })
+    Err(Error::NotACgroup { path: path.to_owned(), mounts })
 }
 
-fn parent_of(own: &Path, mount: &Path) -> Result<PathBuf, Error> {
-    match own.parent() {
-        Some(parent) if own != mount && parent != mount => Ok(parent.to_owned()),
-        _ => Err(Error::InRoot { mount: mount.to_owned() }),
-    }
+/// Whether the sidecar is below a cgroup, by whichever mount that is named.
+fn is_below(view: &impl View, located: &Located, cgroup: &Path) -> bool {
+    let Ok(id) = view.id(cgroup) else { return false };
+    located.own.ancestors().skip(1).any(|above| view.id(above).is_ok_and(|found| found == id))
 }
 
 fn move_below(cgroup: &Path) -> Result<PathBuf, Error> {
@@ -288,43 +260,4 @@ pub fn enter_netns(path: &Path) -> Result<(), Error> {
     let netns = |source| Error::Netns { path: path.to_owned(), source };
     let file = File::open(path).map_err(netns)?;
     setns(file, CloneFlags::CLONE_NEWNET).map_err(|errno| netns(errno.into()))
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { action, path, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cgroup_mount_is_found_wherever_it_is() {
-        for (mountinfo, expected) in [
-            ("31 23 0:27 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw", Some("/sys/fs/cgroup")),
-            (
-                "30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
-                 31 23 0:27 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 cgroup rw",
-                Some("/sys/fs/cgroup/unified"),
-            ),
-            (
-                "31 23 0:27 /kubepods/pod1/c1 /sys/fs/cgroup ro - cgroup2 cgroup rw\n\
-                 32 23 0:27 / /host/cgroup\\040v2 ro - cgroup2 cgroup rw",
-                Some("/host/cgroup v2"),
-            ),
-            ("30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu", None),
-            ("", None),
-        ] {
-            assert_eq!(find_cgroup2(mountinfo), expected.map(PathBuf::from), "{mountinfo}");
-        }
-    }
-
-    #[test]
-    fn a_sidecar_in_the_root_has_no_pod_to_guess() {
-        let mount = Path::new("/sys/fs/cgroup");
-        assert!(matches!(parent_of(mount, mount), Err(Error::InRoot { .. })));
-        assert!(matches!(parent_of(&mount.join("sidecar"), mount), Err(Error::InRoot { .. })));
-        assert_eq!(parent_of(&mount.join("pod/sidecar"), mount).unwrap(), mount.join("pod"));
-    }
 }

@@ -4,16 +4,17 @@
 //! The order is carried by types: [`Programs`] are loaded, [`Prepared`] programs know the rules and the proxy's
 //! listeners, a [`Capture`] is attached. What a [`Capture`] holds are links: the kernel detaches everything when the
 //! process dies in whatever way, unless `on_failure: closed` asks for links that outlive it.
+//!
+//! All of it is the supervisor's: it waits for nothing, but tells which descriptor and which time to wait for.
 
 mod addresses;
+mod attach;
 mod bpf_log;
 mod capabilities;
 mod capture;
-mod counters;
 mod discovery;
 mod error;
 pub mod fast_path;
-mod heartbeat;
 mod listeners;
 mod netlink;
 mod pins;
@@ -25,13 +26,11 @@ mod uncaptured;
 pub use addresses::AddressWatch;
 pub use bpf_log::BpfLog;
 pub use capabilities::missing_capabilities;
-pub use capture::{Attached, Capture, Prepared};
-pub use counters::Counters;
+pub use capture::{Attached, Capture, Prepared, SharedMaps};
 pub use error::Error;
-pub use heartbeat::Heartbeat;
-pub use listeners::{DeviceBound, ListenerWatch};
+pub use listeners::ListenerWatch;
 pub use programs::{Programs, Subflows};
-pub use uncaptured::{Origin, Uncaptured, UncapturedWatch};
+pub use uncaptured::{Uncaptured, UncapturedWatch};
 
 /// Whether links can be pinned, as `on_failure: closed` needs.
 ///

@@ -14,7 +14,7 @@ use tokio::task::coop;
 
 use crate::{
     net::{Arrived, Received, Side},
-    telemetry::{CloseReason, Traffic},
+    telemetry::{CloseReason, End, Traffic},
 };
 
 /// The bytes read at once from a connection that has moved little so far.
@@ -70,6 +70,7 @@ async fn both_ways(down: &impl Side, up: &impl Side, traffic: &Traffic, max_buff
     tokio::select! {
         ended = &mut forth_ends => {
             ended.map_err(forth_reason)?;
+            traffic.finished(End::Downstream);
             tokio::select! {
                 ended = back_ends => ended.map_err(back_reason),
                 () = down.failed() => Err(CloseReason::DownstreamReset),
@@ -77,6 +78,7 @@ async fn both_ways(down: &impl Side, up: &impl Side, traffic: &Traffic, max_buff
         }
         ended = &mut back_ends => {
             ended.map_err(back_reason)?;
+            traffic.finished(End::Upstream);
             tokio::select! {
                 ended = forth_ends => ended.map_err(forth_reason),
                 () = up.failed() => Err(CloseReason::UpstreamReset),

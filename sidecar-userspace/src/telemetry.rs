@@ -9,6 +9,7 @@ mod access_log;
 mod connection;
 mod families;
 mod istio;
+mod limit;
 mod live;
 pub mod log;
 mod mtls;
@@ -34,7 +35,8 @@ use crate::{addr::ClientAddr, config, id::SpiffeId};
 use access_log::{AccessLog, Own, Stdout};
 use families::Families;
 
-pub use connection::{CloseReason, Direction, ResponseFlags, Traffic};
+pub use connection::{CloseReason, Direction, End, ResponseFlags, Traffic};
+pub use limit::{Limit, shortage};
 pub use live::{ConnectionRow, ConnectionState};
 pub use mtls::{InProgress, Role, Spare};
 pub use record::{Closer, ConnectionRecord};

@@ -11,7 +11,7 @@ use sidecar_tests::{
     harness::{BPF_FS, PATIENCE, Pod, Puppet, Sidecar, World, bpf, eventually, patient},
 };
 
-const CLOSED: &str = "capture: { on_failure: closed }";
+const CLOSED: &str = "{ capture: { on_failure: closed }, proxy: { drain_deadline: 200ms } }";
 
 /// Everything that sidecars have pinned.
 fn pins(pod: &Pod) -> Result<Vec<String>> {

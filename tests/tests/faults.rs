@@ -225,7 +225,9 @@ fn a_pod_cgroup_that_is_made_again_makes_the_sidecar_unready() -> Result<()> {
     let sidecar = Sidecar::start(pod, "{}")?;
     // Nothing of it can be removed while the sidecar is in it.
     let node = pod.cgroup().parent().context("a pod without a parent")?;
-    sidecar.process.move_to(node)?;
+    for pid in sidecar.pids() {
+        fs::write(node.join("cgroup.procs"), pid.to_string())?;
+    }
     for cgroup in [pod.app_cgroup(), pod.sidecar_cgroup(), pod.cgroup()] {
         ensure!(eventually(PATIENCE, || fs::remove_dir(cgroup).is_ok()), "{} stays", cgroup.display());
     }

@@ -186,6 +186,8 @@ fn a_server_that_drains_keeps_its_tunnels_and_takes_no_more() -> Result<()> {
     ensure!(end == "ECONNRESET", "{end}{}", stage.logs());
     stage.app.echo(live).context("a tunnel while draining")?;
     stage.app.must(Order::Close(live))?;
+    // Its sidecar carries what it opens for as long as it lives.
+    stage.application = Puppet::start(&stage.world.client)?;
     let status = stage.server.process.wait(PATIENCE)?;
     ensure!(status.code() == Some(0), "{status}{}", stage.logs());
     ensure!(stage.client.closed("connect_refused")? == 1, "{}", stage.logs());

@@ -165,7 +165,9 @@ fn a_plaintext_client_is_refused_before_and_after_the_servers_sidecar_was_killed
 fn nothing_leaves_between_a_sidecar_that_was_killed_or_ended_in_order_and_the_next() -> Result<()> {
     let world = World::new()?;
     let authority = Authority::new(&world)?;
-    let config = |pod: &Pod| anyhow::Ok(authority.issue(pod, pod.name())? + STRICT);
+    // The application goes on, and the sidecar with it until then.
+    const SOON: &str = "proxy: { drain_deadline: 200ms }\n";
+    let config = |pod: &Pod| anyhow::Ok(authority.issue(pod, pod.name())? + STRICT + SOON);
     let (at_client, at_server) = (config(&world.client)?, config(&world.server)?);
     let _server = (Sidecar::start(&world.server, &at_server)?, Puppet::serving(&world.server, ANY)?);
     let mut app = Puppet::start(&world.client)?;

@@ -9,7 +9,6 @@ mod goals;
 mod haproxy;
 mod identity;
 mod measure;
-mod memory;
 mod mode;
 mod report;
 mod rig;

@@ -3,6 +3,7 @@
 //!
 //! What a client measures it prints as one line of JSON.
 
+pub(crate) mod answer;
 pub(crate) mod bulk;
 pub(crate) mod churn;
 mod clock;
@@ -46,6 +47,10 @@ enum Task {
     Bulk(bulk::Args),
     /// Idle connections, until killed
     Hold(hold::Args),
+    /// The application of a pod among many, until killed
+    Answer(answer::AnswerArgs),
+    /// Questions to such an application
+    Ask(answer::AskArgs),
     /// Whether connections are captured, until they are as asked
     Probe(probe::Args),
 }
@@ -60,6 +65,8 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Task::Churn(args) => churn::run(&args),
         Task::Bulk(args) => bulk::run(&args),
         Task::Hold(args) => hold::run(&args),
+        Task::Answer(args) => answer::answer(&args),
+        Task::Ask(args) => answer::ask(&args),
         Task::Probe(args) => probe::run(&args),
     }
 }

@@ -13,6 +13,7 @@ mod interrupt;
 mod load;
 mod process;
 mod run;
+mod scale;
 mod scratch;
 mod setup;
 mod test;
@@ -50,6 +51,8 @@ enum Verb {
     Bench(bench::Args),
     /// Churn connections through sidecars, and see that nothing is left behind
     Churn(churn::Args),
+    /// Run many pods at once, each with its sidecar
+    Scale(scale::Args),
     /// Throw random bytes at what reads bytes of strangers
     Fuzz(fuzz::Args),
     /// Check formatting, lints and the rules of the house
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Verb::Vm(args) => vm::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Churn(args) => churn::run(args),
+        Verb::Scale(args) => scale::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Tidy(args) => tidy::run(args),
         Verb::Ci(args) => ci::run(args),

@@ -79,6 +79,8 @@ const NEEDS: &[Need] = &[
     step("python3-grpcio", "an implementation of gRPC, to serve a SPIFFE Workload API", &[Tests], grpc_present, || {
         debian::install(&["python3-grpcio"])
     }),
+    package("podman", "podman", "runs sidecar and application in real containers", &[Tests]),
+    package("crun", "crun", "makes podman's containers, with cgroups of their own", &[Tests]),
     package("nodejs", "node", "an application on libuv's event loop", &[Tests]),
     step("QEMU 8.1 or newer", "boots the other kernels", &[Vm], qemu::present, qemu::install),
     package("xz-utils", "xz", "unpacks kernel modules", &[Vm]),

@@ -8,6 +8,7 @@
 pub(crate) mod cgroup;
 pub(crate) mod folder;
 pub(crate) mod http;
+pub(crate) mod memory;
 pub(crate) mod metrics;
 pub(crate) mod netns;
 pub(crate) mod pod;
@@ -45,7 +46,7 @@ pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 
 /// What every name begins with that a world gives to something outside its namespaces.
-const PREFIX: &str = "sidecar-xtask-";
+pub(crate) const PREFIX: &str = "sidecar-xtask-";
 
 impl World {
     /// Builds both pods and the veth between them.
@@ -55,7 +56,7 @@ impl World {
         remove_abandoned(&cgroups);
         let id = format!("{PREFIX}{}-{purpose}", std::process::id());
         let folder = Folder::new(&std::env::temp_dir().join(&id))?;
-        let pod = |name: &'static str, address| Pod::new(name, address, &cgroups.join(format!("{id}-{name}")));
+        let pod = |name: &str, address| Pod::new(name, address, &cgroups.join(format!("{id}-{name}")));
         let world = Self { client: pod("client", CLIENT)?, server: pod("server", SERVER)?, folder, _caught: caught };
         world.join().context("cannot join the two pods by a veth")?;
         Ok(world)
@@ -82,7 +83,7 @@ impl World {
 }
 
 /// Removes what worlds of killed xtask processes have left. Best effort: a failure here is no reason not to start.
-fn remove_abandoned(cgroups: &Path) {
+pub(crate) fn remove_abandoned(cgroups: &Path) {
     for dir in [cgroups, &std::env::temp_dir()] {
         let Ok(entries) = fs::read_dir(dir) else { continue };
         for entry in entries.flatten() {

@@ -63,6 +63,15 @@ const ADMIN: &[Endpoint] = &[
         write: Some(switch_fast_path),
     },
     Endpoint {
+        path: "/drain",
+        about: "whether it drains, and what remains; POST /drain begins",
+        read: drain_state,
+        write: Some(|hooks, _| {
+            (hooks.drain)();
+            drain_state(hooks)
+        }),
+    },
+    Endpoint {
         path: "/logging",
         about: "the log level; POST /logging?level=debug changes it",
         read: logging,
@@ -170,6 +179,10 @@ fn switch_fast_path(hooks: &Hooks, query: &str) -> Answer {
         Ok(()) => fast_path(hooks),
         Err(error) => text(StatusCode::CONFLICT, format!("{error}\n")),
     }
+}
+
+fn drain_state(hooks: &Hooks) -> Answer {
+    json(&(hooks.drain_state)())
 }
 
 fn logging(hooks: &Hooks) -> Answer {

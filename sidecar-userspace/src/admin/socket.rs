@@ -20,6 +20,17 @@ use nix::sys::{
 };
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::config;
+
+/// Where sockets are by default: one for each pod, because sidecars of several pods may share a file system.
+pub const DIRECTORY: &str = "/run/sidecar";
+
+/// The socket of the sidecar of a pod, by the inode number of its network namespace.
+pub fn path(config: &config::Telemetry, netns_inode: u64) -> PathBuf {
+    let default = || Path::new(DIRECTORY).join(format!("{netns_inode}.sock"));
+    config.admin_socket.clone().unwrap_or_else(default)
+}
+
 /// Clients that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -80,15 +91,6 @@ pub fn bind(path: &Path) -> Result<(UnixListener, SocketFile), Error> {
     let file = SocketFile { path: path.to_owned(), identity: identity(path).map_err(failed("lstat()"))? };
     socket.listen(BACKLOG).map_err(failed("listen()"))?;
     Ok((socket.into(), file))
-}
-
-/// Where the sockets are that no configuration places.
-pub const DIRECTORY: &str = "/run/sidecar";
-
-/// The socket of the sidecar for the pod whose network namespace has this inode number: one path per pod, because sidecars of
-/// several pods may share a file system.
-pub fn default_path(netns_inode: u64) -> PathBuf {
-    Path::new(DIRECTORY).join(format!("{netns_inode}.sock"))
 }
 
 /// Removes the sockets that dead processes left in a directory of such sockets. Young ones are left alone: between bind()

@@ -50,6 +50,8 @@ impl Drop for World {
 
 fn hooks(unready: &Arc<Mutex<Vec<Unready>>>, level: &Arc<Mutex<String>>) -> Hooks {
     let (unready, read, write) = (Arc::clone(unready), Arc::clone(level), Arc::clone(level));
+    let draining = Arc::new(Mutex::new(false));
+    let seen = Arc::clone(&draining);
     Hooks {
         live: Arc::new(Vec::new),
         ready: Arc::new(move || unready.lock().unwrap().clone()),
@@ -58,6 +60,8 @@ fn hooks(unready: &Arc<Mutex<Vec<Unready>>>, level: &Arc<Mutex<String>>) -> Hook
         metrics: Arc::new(|| "up 1\n".to_owned()),
         fast_path: Arc::new(|| serde_json::json!({ "on": true })),
         switch_fast_path: Arc::new(|on| if on { Err("no fast path on this kernel".to_owned()) } else { Ok(()) }),
+        drain_state: Arc::new(move || json!({ "draining": *seen.lock().unwrap() })),
+        drain: Arc::new(move || *draining.lock().unwrap() = true),
         log_level: Arc::new(move || read.lock().unwrap().clone()),
         set_log_level: Arc::new(move |level| match level {
             "inof" => Err("`inof` is not a log level".to_owned()),
@@ -104,6 +108,7 @@ async fn every_endpoint_answers_with_its_type() {
         (world.admin, "/ready", "text/plain; charset=utf-8", "ready\n"),
         (world.admin, "/config_dump", "application/json", "\"workload\": \"shop\""),
         (world.admin, "/connections", "application/json", "\"id\": 1"),
+        (world.admin, "/drain", "application/json", "\"draining\": false"),
         (world.admin, "/logging", "text/plain; charset=utf-8", "info\n"),
         (world.admin, "/", "text/plain; charset=utf-8", "/config_dump "),
     ] {

@@ -1,51 +1,123 @@
-//! The fast path of this sidecar, and what is told of it.
+//! The fast path as the worker sees it: the supervisor has it and writes how it stands on the board, and is told what an operator
+//! wants.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    convert::Infallible,
+    future::pending,
+    thread,
+    time::{Duration, Instant},
+};
 
 use serde_json::{Value as Json, json};
 
+use super::orders::Orders;
 use crate::{
     config::Acceleration,
-    redirect::{
-        Capture,
-        fast_path::{FastPath, Status, traps},
+    control::Report,
+    lifecycle::{
+        beats::Heartbeat,
+        board::{BoardReader, Figure},
+        fast_path::{Phase, TRAPS},
     },
+    net,
     telemetry::Telemetry,
 };
 
-/// Starts it if the configuration asks for it. After the sidecar serves: it takes its time on a thread of its own.
-pub(super) fn begin(acceleration: Acceleration, capture: &Arc<Mutex<Capture>>, telemetry: &Telemetry) -> FastPath {
-    let parts = capture.lock().unwrap_or_else(PoisonError::into_inner).fast_path();
-    let path = match parts {
-        None => FastPath::off(),
-        Some(parts) => {
-            let connections = telemetry.clone();
-            FastPath::start(acceleration, parts, move || connections.connections().len())
-        }
-    };
-    export(telemetry, path.clone());
-    path
+/// What the endpoints say and do about it.
+#[derive(Clone)]
+pub(super) struct FastPath {
+    acceleration: Acceleration,
+    board: BoardReader,
+    orders: Orders,
 }
 
-fn export(telemetry: &Telemetry, path: FastPath) {
+/// Before the first connection: what is accepted may be brought onto the fast path at any time.
+pub(super) fn expect(acceleration: Acceleration) {
+    if acceleration != Acceleration::Off {
+        net::expect_data_past_tcp();
+    }
+}
+
+/// Tells the supervisor how many connections are open, so that nobody looks for them while there are none.
+pub(super) async fn tell_what_is_carried(
+    acceleration: Acceleration,
+    telemetry: &Telemetry,
+    heartbeat: Heartbeat,
+) -> Infallible {
+    /// As often as the supervisor looks.
+    const EVERY: Duration = Duration::from_millis(500);
+    if acceleration == Acceleration::Off {
+        return pending().await;
+    }
+    let table = telemetry.connections();
+    loop {
+        table.not_empty().await;
+        heartbeat.carries(table.len());
+        tokio::time::sleep(EVERY).await;
+        heartbeat.carries(table.len());
+    }
+}
+
+impl FastPath {
+    pub(super) fn new(acceleration: Acceleration, board: BoardReader, orders: Orders) -> Self {
+        Self { acceleration, board, orders }
+    }
+
+    /// Has the supervisor switch it, and waits until it has.
+    pub(super) fn switch(&self, on: bool) -> Result<(), String> {
+        /// It answers in microseconds, or after a pass over many sockets. No thread that carries connections waits.
+        const PATIENCE: Duration = Duration::from_millis(500);
+        const A_MOMENT: Duration = Duration::from_micros(200);
+        let phase = Phase::read(&self.board);
+        if on {
+            phase.allows(self.acceleration)?;
+        }
+        if phase == Phase::Off {
+            return Ok(());
+        }
+        let answers = || self.board.get(Figure::FastPathAnswers);
+        let (before, asked) = (answers(), Instant::now());
+        self.orders.report(&Report::FastPath(on));
+        while answers() == before {
+            if asked.elapsed() > PATIENCE {
+                return Err("the supervisor was told and has not answered yet; ask again what it did".to_owned());
+            }
+            thread::sleep(A_MOMENT);
+        }
+        Ok(())
+    }
+
+    /// What the admin interface tells.
+    pub(super) fn to_json(&self) -> Json {
+        let phase = Phase::read(&self.board);
+        let why = phase.why();
+        let (on, connections, report) = match phase {
+            Phase::Present { report, on, connections, .. } => (on, connections, Some(report)),
+            _ => (false, 0, None),
+        };
+        json!({
+            "on": on,
+            "why": why,
+            "connections": connections,
+            "redirects": report.as_ref().map(|report| report.redirects),
+            "sprung": report.map(|report| report.sprung),
+        })
+    }
+}
+
+/// What is known of it joins every rendering of the metrics.
+pub(super) fn export(telemetry: &Telemetry, board: BoardReader) {
     telemetry.add_source(Box::new(move || {
-        let (on, report) = path.figures();
+        let present = match Phase::read(&board) {
+            Phase::Present { report, on, .. } => Some((report, on)),
+            _ => None,
+        };
+        let on = present.as_ref().is_some_and(|(_, on)| *on);
         metrics::gauge!("sidecar_fast_path_on").set(f64::from(u8::from(on)));
-        let Some(report) = report else { return };
-        for trap in traps() {
+        let Some((report, _)) = present else { return };
+        for trap in TRAPS {
             let sprung = report.sprung.iter().any(|name| name == trap);
             metrics::gauge!("sidecar_fast_path_trap", "trap" => trap).set(f64::from(u8::from(sprung)));
         }
     }));
-}
-
-/// What the admin interface tells.
-pub(super) fn to_json(status: &Status) -> Json {
-    json!({
-        "on": status.on,
-        "why": status.why,
-        "connections": status.connections,
-        "redirects": status.report.as_ref().map(|report| report.redirects),
-        "sprung": status.report.as_ref().map(|report| report.sprung.clone()),
-    })
 }

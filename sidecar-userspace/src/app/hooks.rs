@@ -1,15 +1,17 @@
 //! What the HTTP endpoints tell: they know no type of the proxy, only these closures.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use super::{acceleration, reload::InForce};
+use super::{acceleration::FastPath, drain::Switch, orders::Orders, reload::InForce};
 use crate::{
     admin::Hooks,
-    lifecycle::readiness::{Readiness, Unready},
-    redirect::{Capture, Heartbeat, Origin, Subflows, Uncaptured, fast_path::FastPath},
+    control::Report,
+    lifecycle::{
+        beats::Heartbeat,
+        board::{BoardReader, Figure},
+        counters::Counters,
+        readiness::{Readiness, Unready},
+    },
     telemetry::{Telemetry, log::LogControl},
 };
 
@@ -19,11 +21,12 @@ pub(super) fn hooks(
     telemetry: &Telemetry,
     log: LogControl,
     in_force: InForce,
+    switch: Switch,
     fast_path: FastPath,
+    orders: Orders,
 ) -> Hooks {
     let live_heartbeat = heartbeat.clone();
     let (for_connections, for_metrics, log_again) = (telemetry.clone(), telemetry.clone(), log.clone());
-    let fast_path_again = fast_path.clone();
     let max_age = in_force.get().config.capture.heartbeat_max_age;
     Hooks {
         ready: Arc::new(move || unready(&readiness, &heartbeat, max_age)),
@@ -33,10 +36,26 @@ pub(super) fn hooks(
             serde_json::to_value(for_connections.connections().snapshot()).unwrap_or(serde_json::Value::Null)
         }),
         metrics: Arc::new(move || for_metrics.render_metrics()),
-        fast_path: Arc::new(move || acceleration::to_json(&fast_path.status())),
-        switch_fast_path: Arc::new(move |on| fast_path_again.switch(on)),
+        drain_state: Arc::new({
+            let switch = switch.clone();
+            move || switch.to_json()
+        }),
+        drain: Arc::new({
+            let orders = orders.clone();
+            move || orders.report(&Report::Drain)
+        }),
+        fast_path: Arc::new({
+            let fast_path = fast_path.clone();
+            move || fast_path.to_json()
+        }),
+        switch_fast_path: Arc::new(move |on| fast_path.switch(on)),
         log_level: Arc::new(move || log.current()),
-        set_log_level: Arc::new(move |directives| log_again.set(directives).map_err(|error| error.to_string())),
+        set_log_level: Arc::new(move |directives| {
+            log_again.set(directives).map_err(|error| error.to_string())?;
+            // Its log is the same, and so are its words.
+            orders.report(&Report::LogLevel(directives.to_owned()));
+            Ok(())
+        }),
     }
 }
 
@@ -58,43 +77,40 @@ fn stale(heartbeat: &Heartbeat, limit: Duration) -> Vec<Unready> {
     vec![Unready { name: "workers", reason: format!("a worker has given no sign of life for {age:.1?}") }]
 }
 
-/// What the sidecar does without because the kernel lacks it.
-pub(super) fn export_fallbacks(telemetry: &Telemetry, subflows: &Subflows) {
-    let without = f64::from(u8::from(*subflows != Subflows::Told));
-    telemetry.add_source(Box::new(move || metrics::gauge!("sidecar_fallback", "mode" => "mptcp_as_tcp").set(without)));
-}
-
-/// What runs past the sidecar.
-pub(super) fn export_uncaptured(telemetry: &Telemetry, uncaptured: Uncaptured) {
+/// What the supervisor knows joins every rendering of the metrics.
+pub(super) fn export_board(telemetry: &Telemetry, board: BoardReader) {
+    const RESTARTS: &str = "sidecar_worker_restarts_total";
+    const UNCAPTURED: &str = "sidecar_uncaptured_connections";
+    const UNCAPTURED_TOTAL: &str = "sidecar_uncaptured_connections_total";
+    telemetry.within(|| {
+        metrics::describe_counter!(RESTARTS, "Worker processes that were started again, by why the one before ended.")
+    });
     telemetry.add_source(Box::new(move || {
-        for origin in Origin::ALL {
-            let (open, seen) = (uncaptured.open(origin), uncaptured.seen(origin));
-            metrics::gauge!("sidecar_uncaptured_connections", "origin" => origin.label()).set(open as f64);
-            metrics::counter!("sidecar_uncaptured_connections_total", "origin" => origin.label()).absolute(seen);
+        for (mode, figure) in [("mptcp_as_tcp", Figure::MptcpAsTcp), ("no_discovery", Figure::NoDiscovery)] {
+            metrics::gauge!("sidecar_fallback", "mode" => mode).set(board.get(figure) as f64);
+        }
+        for (origin, open, seen) in [
+            ("other_cgroup", Figure::OtherCgroupOpen, Figure::OtherCgroupSeen),
+            ("older", Figure::OlderOpen, Figure::OlderSeen),
+        ] {
+            metrics::gauge!(UNCAPTURED, "origin" => origin).set(board.get(open) as f64);
+            metrics::counter!(UNCAPTURED_TOTAL, "origin" => origin).absolute(board.get(seen));
+        }
+        for (reason, figure) in
+            [("exited", Figure::RestartsExited), ("killed", Figure::RestartsKilled), ("hung", Figure::RestartsHung)]
+        {
+            metrics::counter!(RESTARTS, "reason" => reason).absolute(board.get(figure));
         }
     }));
 }
 
-/// The kernel side's counters, and whether it discovers other sidecars, join every rendering of the metrics.
-pub(super) fn export_counters(telemetry: &Telemetry, capture: &Arc<Mutex<Capture>>) {
-    // Weak: the metrics must not keep the programs attached.
-    let capture = Arc::downgrade(capture);
+/// The kernel side's counters join every rendering of the metrics.
+pub(super) fn export_counters(telemetry: &Telemetry, counters: Counters) {
     telemetry.add_source(Box::new(move || {
-        let Some(capture) = capture.upgrade() else { return };
-        let capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
-        let without = f64::from(u8::from(!capture.discovers()));
-        metrics::gauge!("sidecar_fallback", "mode" => "no_discovery").set(without);
-        let counted = capture.counters().all();
-        drop(capture);
-        match counted {
-            Ok(counters) => {
-                for (counter, value) in counters {
-                    let (hook, verdict, reason) = counter.labels();
-                    metrics::counter!("sidecar_verdicts_total", "hook" => hook, "verdict" => verdict, "reason" => reason)
-                        .absolute(value);
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the kernel side's counters cannot be read"),
+        for (counter, value) in counters.all() {
+            let (hook, verdict, reason) = counter.labels();
+            metrics::counter!("sidecar_verdicts_total", "hook" => hook, "verdict" => verdict, "reason" => reason)
+                .absolute(value);
         }
     }));
 }

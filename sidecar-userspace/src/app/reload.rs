@@ -1,20 +1,18 @@
-//! Reading the configuration again, on SIGHUP.
+//! A newer configuration, on SIGHUP.
 //!
-//! It is read whole, from the same file, variables and flags. A configuration with a fault changes nothing. Of one without,
-//! `authorization` is put in force; other keys that changed are named in the log and wait for the next start.
+//! The supervisor reads it whole, from the same file, variables and flags. A configuration with a fault changes nothing. Of one
+//! without, `authorization` is put in force; other keys that changed are named in the log and wait for the next start.
 
 use std::{
-    future::pending,
-    io,
+    os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use metrics::Gauge;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Error;
+use super::{Error, inherited};
 use crate::{
-    config::{Faults, Loaded},
+    config::Loaded,
     policy::{Permits, Policy},
     telemetry::Telemetry,
 };
@@ -33,18 +31,7 @@ impl InForce {
     }
 }
 
-/// Requests to read the configuration again.
-pub(super) struct Hangups(Signal);
-
-impl Hangups {
-    /// From here on SIGHUP does not end the process.
-    pub(super) fn listen() -> Result<Self, Error> {
-        let what = "listen for SIGHUP";
-        signal(SignalKind::hangup()).map(Self).map_err(|source| Error::Runtime { what, source })
-    }
-}
-
-/// Reads the configuration again.
+/// Takes newer configurations.
 pub(super) struct Reload {
     in_force: InForce,
     permits: Permits,
@@ -53,17 +40,17 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    pub(super) fn new(loaded: Loaded, permits: Permits, telemetry: &Telemetry) -> Self {
-        let (generation, success) = telemetry.within(|| {
+    pub(super) fn new(loaded: Loaded, generation: u64, permits: Permits, telemetry: &Telemetry) -> Self {
+        let (count, success) = telemetry.within(|| {
             const GENERATION: &str = "sidecar_config_generation";
             const SUCCESS: &str = "sidecar_config_last_reload_success";
             metrics::describe_gauge!(GENERATION, "Configurations that were put in force, counted from 1 at the start.");
             metrics::describe_gauge!(SUCCESS, "Whether the configuration was without fault when it was last read.");
             (metrics::gauge!(GENERATION), metrics::gauge!(SUCCESS))
         });
-        generation.set(1.0);
+        count.set(generation as f64);
         success.set(1.0);
-        Self { in_force: InForce(Arc::new(Mutex::new(loaded))), permits, generation, success }
+        Self { in_force: InForce(Arc::new(Mutex::new(loaded))), permits, generation: count, success }
     }
 
     /// The configuration in force.
@@ -71,33 +58,26 @@ impl Reload {
         self.in_force.clone()
     }
 
-    /// Reads the configuration again whenever it is asked to. Never ends.
-    pub(super) async fn follow(&self, mut hangups: Hangups) {
-        while hangups.0.recv().await.is_some() {
-            let again = self.in_force.get().clone();
-            // A file on a volume that does not answer must not keep this thread from anything else.
-            let read = tokio::task::spawn_blocking(move || again.read_again()).await;
-            match read.map_err(io::Error::from) {
-                Ok(read) => self.take(read),
-                Err(error) => {
-                    self.success.set(0.0);
-                    tracing::error!(%error, "the configuration could not be read again; the one before stays in force");
-                }
-            }
-        }
-        tracing::warn!("SIGHUP is no longer noticed");
-        pending().await
+    /// It could not be read; the supervisor has said why.
+    pub(super) fn failed(&self) {
+        self.success.set(0.0);
     }
 
-    fn take(&self, read: Result<Loaded, Faults>) {
-        let newer = match read {
+    /// Takes the configuration in this memory; answers whether it is in force.
+    pub(super) fn take(&self, memory: OwnedFd) -> bool {
+        let newer = match inherited::load(memory) {
             Ok(newer) => newer,
-            Err(faults) => {
+            Err(Error::Configuration(faults)) => {
                 self.success.set(0.0);
                 for fault in faults.iter() {
                     tracing::error!(%fault, "the configuration is wrong; the one before stays in force");
                 }
-                return;
+                return false;
+            }
+            Err(error) => {
+                self.success.set(0.0);
+                tracing::error!(%error, "the configuration could not be read again; the one before stays in force");
+                return false;
             }
         };
         let mut in_force = self.in_force.get();
@@ -117,5 +97,6 @@ impl Reload {
             tracing::warn!(keys = waiting.join(", "), "these keys have changed and take effect at the next start only");
         }
         tracing::info!(rules, closed, "the configuration was read again");
+        true
     }
 }

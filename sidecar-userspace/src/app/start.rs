@@ -1,42 +1,44 @@
-//! From a configuration to a sidecar that serves.
+//! From what the supervisor lends to workers that carry connections.
 
 use std::{
     fs,
     net::TcpListener,
-    os::unix::net::UnixListener,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{Semaphore, watch};
 
-use super::{Error, hooks::export_fallbacks, trust::Trust};
+use super::{
+    Error, acceleration,
+    hooks::{export_board, export_counters},
+    inherited::Inherited,
+    trust::Trust,
+};
 use crate::{
-    admin::{self, socket::SocketFile},
+    admin,
     config::{Config, Loaded},
+    control::Start,
     hbone::{self, Baggage, Pace, Server, ServerConfig},
     inbound,
-    lifecycle::readiness::Readiness,
+    lifecycle::{
+        beats::{Heartbeat, monotonic_now},
+        board::BoardReader,
+        readiness::Readiness,
+    },
     mtls::Mtls,
-    net::{self, Tuning},
     outbound,
-    pod::Pod,
     policy::{Permits, Policy},
-    redirect::{Attached, DeviceBound, Heartbeat, Programs},
     serve::{Acceptor, Running, Serving, Shared, Tunnels, Turns, UnderWay, Workers},
-    telemetry::{self, Direction, Telemetry, log::LogControl},
+    telemetry::{Direction, Telemetry, log::LogControl},
     tls::Current,
 };
 
-/// A sidecar that captures and serves. Fields are dropped in this order: the capture goes before the workers, so that
-/// no connection is handed to nobody.
+/// A worker process that serves.
 pub(super) struct Sidecar {
-    pub(super) attached: Attached,
     pub(super) workers: Running,
     pub(super) endpoints: admin::Listeners,
-    pub(super) admin_socket: SocketFile,
     pub(super) queues: [TcpListener; 2],
     pub(super) tunnels: Option<TcpListener>,
     /// True: no more tunnels.
@@ -49,89 +51,84 @@ pub(super) struct Sidecar {
     pub(super) trust: Option<Trust>,
     pub(super) readiness: Readiness,
     pub(super) under_way: UnderWay,
-    pub(super) started: Instant,
+    /// Configurations put in force before.
+    pub(super) generation: u64,
+    pub(super) began: Began,
+    pub(super) board: BoardReader,
+    /// Process id of the supervisor.
+    pub(super) supervisor: u32,
 }
 
-/// Starts everything; from its return on, connections are captured and carried.
-pub(super) async fn start(loaded: Loaded) -> Result<Sidecar, Error> {
-    let started = Instant::now();
+/// When the start began whose end will be told.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Began {
+    /// That of the sidecar, in nanoseconds of `CLOCK_MONOTONIC`.
+    Sidecar(u64),
+    /// That of this worker alone.
+    Worker(Instant),
+}
+
+impl Began {
+    fn of(start: &Start) -> Self {
+        if start.predecessors == 0 { Self::Sidecar(start.began) } else { Self::Worker(Instant::now()) }
+    }
+
+    pub(super) fn elapsed(self) -> Duration {
+        match self {
+            Self::Sidecar(began) => Duration::from_nanos(monotonic_now().saturating_sub(began)),
+            Self::Worker(began) => began.elapsed(),
+        }
+    }
+}
+
+/// Starts everything; from its return on, connections that the listeners hold are carried.
+pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidecar, Error> {
+    let Inherited { start, loaded, board, heartbeat, counters, queues, endpoints, tunnels } = inherited;
+    let began = Began::of(&start);
     let config = &loaded.config;
-    let log = telemetry::log::init(&config.telemetry)?;
-    for way in config.ways_past_strict() {
-        tracing::warn!("{way}");
-    }
-    for denial in config.denials_past_plaintext() {
-        tracing::warn!("{denial}");
-    }
-    raise_descriptor_limit();
-    // Threads inherit the network namespace, so it is entered before there are any.
-    let pod = Pod::enter(&config.pod)?;
     let telemetry = Telemetry::start(&config.telemetry, &config.pod)?;
+    export_counters(&telemetry, counters);
+    export_board(&telemetry, board.clone());
+    acceleration::export(&telemetry, board.clone());
+    acceleration::expect(config.capture.acceleration);
     let readiness = Readiness::new();
     let mtls = Mtls { config: config.mtls.clone(), current: Current::default() };
     let mut trust = Trust::begin(config, &telemetry, &mtls, &readiness);
-    let mut programs = Programs::load(&config.capture, config.proxy.max_connections, config.telemetry.bpf_log)?;
-    export_fallbacks(&telemetry, programs.subflows());
-    programs.attach_discovery(&pod)?;
     let permits = telemetry.within(|| Permits::new(Policy::new(&config.authorization)));
-    let loaded_after = started.elapsed();
-
-    let queues = listen_for_capture(config)?;
-    let tunnels = listen_for_tunnels(config)?;
     let drain = watch::Sender::new(false);
-    let (endpoints, admin_socket) = listen_for_questions(config, &pod)?;
-    let prepared = programs.prepare(&pod, config, &queues[0], &queues[1])?;
-    let heartbeat = prepared.heartbeat();
-    let device_bound = DeviceBound::default();
     let slots = slots_per_direction(config);
-    let shared = share(config, &telemetry, &device_bound, mtls, &permits, slots);
+    let shared = share(config, &telemetry, board.clone(), mtls, &permits, slots);
     let under_way = shared.under_way.clone();
-    let tunnelling = tunnels.as_ref().map(|listener| (listener, drain.subscribe()));
-    let workers = start_workers(config, &queues, tunnelling, &heartbeat, shared, slots)?;
-    // No connection is captured before it can be protected.
+    // The identity comes before what would be carried without it.
     if let Some(trust) = &mut trust {
         trust.first().await;
     }
-    tracing::info!(
-        pod_cgroup = %pod.cgroup_path().display(),
-        own_cgroup = %pod.own_cgroup_path().display(),
-        netns = pod.netns_inode(),
-        "capturing"
-    );
-    let attached = prepared.attach(pod, device_bound)?;
-    tracing::info!(loaded_ms = millis(loaded_after), attached_ms = millis(started.elapsed()), "attached");
+    let tunnelling = tunnels.as_ref().map(|listener| (listener, drain.subscribe()));
+    let workers = start_workers(config, &queues, tunnelling, &heartbeat, shared, slots)?;
     Ok(Sidecar {
-        attached,
         workers,
         endpoints,
-        admin_socket,
         queues,
         tunnels,
         drain,
         heartbeat,
         telemetry,
         log,
-        loaded,
         permits,
         trust,
         readiness,
         under_way,
-        started,
+        generation: start.generation,
+        began,
+        board,
+        supervisor: start.supervisor,
+        loaded,
     })
 }
 
 /// Milliseconds with fraction, for the log.
 pub(super) fn millis(elapsed: Duration) -> f64 {
     (elapsed.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// Every connection needs two descriptors; the default soft limit of 1024 is for programs that use select(2).
-fn raise_descriptor_limit() {
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "the limit of file descriptors cannot be raised to its hard limit");
-    }
 }
 
 /// Connections that may be open at once in each direction: as many as configured, but no more than there are descriptors
@@ -159,59 +156,10 @@ fn slots_per_direction(config: &Config) -> usize {
     possible.min(wanted)
 }
 
-fn listen_for_capture(config: &Config) -> Result<[TcpListener; 2], Error> {
-    let tuning = Tuning { keepalive: config.proxy.keepalive, buffer: config.proxy.socket_buffer };
-    let listen = |key, port| {
-        net::listen_for_relay(port, tuning).map_err(|source| Error::Listen {
-            key,
-            address: format!("[::]:{port}"),
-            source,
-        })
-    };
-    Ok([
-        listen("capture.outbound.port", config.capture.outbound.port)?,
-        listen("capture.inbound.port", config.capture.inbound.port)?,
-    ])
-}
-
-fn listen_for_tunnels(config: &Config) -> Result<Option<TcpListener>, Error> {
-    let tuning = Tuning { keepalive: config.proxy.keepalive, buffer: None };
-    let listen = |port| {
-        net::listen_for_tunnels(port, tuning).map_err(|source| Error::Listen {
-            key: "mtls.hbone_port",
-            address: format!("[::]:{port}"),
-            source,
-        })
-    };
-    config.tunnel_port().map(listen).transpose()
-}
-
-fn listen_for_questions(config: &Config, pod: &Pod) -> Result<(admin::Listeners, SocketFile), Error> {
-    let telemetry = &config.telemetry;
-    let listen = |key, address: std::net::SocketAddr| {
-        net::listen(address).map_err(|source| Error::Listen { key, address: address.to_string(), source })
-    };
-    let (admin_socket, file) = listen_for_admin(config, pod)?;
-    let listeners = admin::Listeners {
-        metrics: listen("telemetry.metrics", telemetry.metrics)?,
-        health: listen("telemetry.health", telemetry.health)?,
-        admin: listen("telemetry.admin", telemetry.admin)?,
-        admin_socket,
-    };
-    Ok((listeners, file))
-}
-
-fn listen_for_admin(config: &Config, pod: &Pod) -> Result<(UnixListener, SocketFile), Error> {
-    let default = || admin::socket::default_path(pod.netns_inode());
-    let path = config.telemetry.admin_socket.clone().unwrap_or_else(default);
-    admin::socket::sweep(Path::new(admin::socket::DIRECTORY));
-    Ok(admin::socket::bind(&path)?)
-}
-
 fn share(
     config: &Config,
     telemetry: &Telemetry,
-    device_bound: &DeviceBound,
+    board: BoardReader,
     mtls: Mtls,
     permits: &Permits,
     slots: usize,
@@ -220,7 +168,7 @@ fn share(
     Arc::new(Shared {
         limits: config.proxy.clone(),
         own_ports: own_ports.into_iter().chain(config.tunnel_port()).collect(),
-        device_bound: device_bound.clone(),
+        board,
         dials: Arc::new(Semaphore::new(config.proxy.max_connecting)),
         handshakes: Turns::new(config.mtls.max_handshakes),
         waiting: Arc::new(Semaphore::new(slots / 2)),

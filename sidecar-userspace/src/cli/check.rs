@@ -19,7 +19,7 @@ pub fn run(config: &Config) -> ExitCode {
     report.check("capabilities", capabilities());
     report.check("cgroup v2", pod::cgroup2_mount().map(|path| path.display().to_string()).map_err(|e| e.to_string()));
     match Place::find(&config.pod) {
-        Ok(Place { cgroup, own }) => {
+        Ok(Place { cgroup, own, .. }) => {
             let own = own.map_or_else(
                 || format!("{} (`sidecar run` would make it and move there)", cgroup.join("sidecar").display()),
                 |own| own.display().to_string(),

@@ -60,11 +60,8 @@ pub(super) fn run(command: &FastPathCommand, config: &Config) -> ExitCode {
 
 /// Where the sidecar of the pod serves its admin interface.
 fn socket(config: &Config) -> io::Result<PathBuf> {
-    if let Some(path) = &config.telemetry.admin_socket {
-        return Ok(path.clone());
-    }
     let netns = config.pod.netns.as_deref().unwrap_or(Path::new("/proc/self/ns/net"));
-    Ok(crate::admin::socket::default_path(fs::metadata(netns)?.ino()))
+    Ok(crate::admin::socket::path(&config.telemetry, fs::metadata(netns)?.ino()))
 }
 
 /// Status and body of the answer.

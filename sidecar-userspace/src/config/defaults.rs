@@ -67,6 +67,8 @@ impl Default for Proxy {
             socket_buffer: None,
             keepalive: Duration::from_secs(180),
             drain_deadline: Duration::from_secs(5),
+            hung_after: Duration::from_secs(3),
+            user: None,
             proxy_protocol_ports: Vec::new(),
         }
     }

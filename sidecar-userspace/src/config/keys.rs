@@ -16,7 +16,7 @@ use super::{
     rules::RulesKind,
     structured::{Keyed, Structured},
     units::{Limit, Size, Time},
-    values::{AbsolutePath, Listen, LogFilter, Name, Network, PortOrNone},
+    values::{AbsolutePath, Listen, LogFilter, Name, Network, PortOrNone, UserAndGroup},
     workloads::WorkloadsKind,
 };
 
@@ -136,6 +136,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("mtls.outbound", "Connections that the application opens."),
     ("mtls.inbound", "Connections that others open to the application."),
     ("mtls.spare", "Handshaked connections kept ready for the next connection to the same destination."),
+    ("lifecycle", "When the sidecar ends."),
     ("telemetry", "Metrics, health, admin and logs."),
 ];
 
@@ -199,7 +200,11 @@ pub(super) static KEYS: &[Key] = &[
     key("proxy.keepalive", &Field { kind: Time { min: ms(1000), max: hours(9) }, at: |c| &mut c.proxy.keepalive },
         "TCP keep-alive on both legs: idle time before the first probe."),
     key("proxy.drain_deadline", &Field { kind: Time { min: ms(0), max: hours(24) }, at: |c| &mut c.proxy.drain_deadline },
-        "Time that connections get to end by themselves after SIGTERM."),
+        "After SIGTERM: time in which the application may go on to open connections, until its last process has ended, and open ones may end by themselves."),
+    key("proxy.hung_after", &Field { kind: Time { min: ms(300), max: hours(1) }, at: |c| &mut c.proxy.hung_after },
+        "A worker process that gives no sign of life for this long is killed, which resets its connections, and started again."),
+    key("proxy.user", &Field { kind: Optional(UserAndGroup), at: |c| &mut c.proxy.user },
+        "User and group of the worker process, such as `1337:1337` or `1337` for both; null: those of the sidecar. It must be able to read the files of `identity`."),
     key("proxy.proxy_protocol_ports", &Field { kind: List(PORT), at: |c| &mut c.proxy.proxy_protocol_ports },
         "Ports of the application that get a PROXY protocol v2 header before the first byte of each inbound connection."),
 
@@ -258,6 +263,9 @@ pub(super) static KEYS: &[Key] = &[
 
     key("authorization", &Field { kind: Structured(RulesKind), at: |c| &mut c.authorization },
         "Who may connect to the application: deny rules first; once an allow rule selects a port, nobody else may. Replaced on SIGHUP."),
+
+    key("lifecycle.exit_with_application", &Field { kind: Switch, at: |c| &mut c.lifecycle.exit_with_application },
+        "Whether the sidecar drains and exits with 0 when no process of the pod is left but its own, once there was one: for jobs."),
 
     key("telemetry.metrics", &Field { kind: Listen { loopback_only: false }, at: |c| &mut c.telemetry.metrics },
         "Address of the Prometheus endpoint (`/metrics`, `/stats/prometheus`)."),

@@ -26,6 +26,8 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct Sources {
     /// The configuration file, if any.
     pub file: Option<PathBuf>,
+    /// What is in the file, if somebody has read it already.
+    pub text: Option<String>,
     /// `KEY=VALUE` pairs of `--set` flags.
     pub overrides: Vec<String>,
     /// Environment variables; those that do not begin with `SIDECAR_` are passed over.
@@ -35,14 +37,14 @@ pub struct Sources {
 impl Sources {
     /// The file, the flags, and the environment of this process.
     pub fn of_process(file: Option<PathBuf>, overrides: Vec<String>) -> Self {
-        Self { file, overrides, env: std::env::vars_os().collect() }
+        Self { file, text: None, overrides, env: std::env::vars_os().collect() }
     }
 
-    /// The same without what belongs to others, which may be secret.
-    fn of_ours(&self) -> Self {
+    /// The same as they were read, without what belongs to others, which may be secret.
+    fn of_ours(&self, text: Option<String>) -> Self {
         let ours = |(name, _): &&(OsString, OsString)| name.as_encoded_bytes().starts_with(VARIABLE_PREFIX.as_bytes());
         let env = self.env.iter().filter(ours).cloned().collect();
-        Self { file: self.file.clone(), overrides: self.overrides.clone(), env }
+        Self { file: self.file.clone(), text, overrides: self.overrides.clone(), env }
     }
 }
 
@@ -52,21 +54,13 @@ pub struct Loaded {
     /// The configuration.
     pub config: Config,
     origins: BTreeMap<&'static str, Place>,
-    sources: Sources,
+    pub(super) sources: Sources,
 }
 
 impl Loaded {
     /// Where the value of the key with this path came from.
     pub fn origin(&self, path: &str) -> &Place {
         self.origins.get(path).unwrap_or(&Place::Default)
-    }
-
-    /// Reads the same sources again: the file as it is now, variables and flags as they were.
-    ///
-    /// # Errors
-    /// As [`load`].
-    pub fn read_again(&self) -> Result<Self, Faults> {
-        load(&self.sources)
     }
 
     /// Takes the rules of `newer`, and leaves everything else as it is.
@@ -88,16 +82,14 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
         refused: BTreeSet::new(),
         faults: Vec::new(),
     };
-    if let Some(path) = &sources.file {
-        reader.file(path);
-    }
+    let text = sources.file.as_ref().and_then(|path| reader.file(path, sources.text.as_ref()));
     reader.environment(&sources.env);
     for assignment in &sources.overrides {
         reader.flag(assignment);
     }
     reader.check();
     Faults::into_result(reader.faults)?;
-    Ok(Loaded { config: reader.draft.into_config(), origins: reader.origins, sources: sources.of_ours() })
+    Ok(Loaded { config: reader.draft.into_config(), origins: reader.origins, sources: sources.of_ours(text) })
 }
 
 /// The configuration so far.
@@ -131,14 +123,23 @@ impl Reader {
         }
     }
 
-    fn file(&mut self, path: &Path) {
+    /// Reads the file, unless that has been done, and returns what is in it.
+    fn file(&mut self, path: &Path, known: Option<&String>) -> Option<String> {
         let file: Arc<Path> = path.into();
-        match read(&file).and_then(|text| document::parse(&file, &text)) {
+        let text = match known.map_or_else(|| read(&file), |text| Ok(text.clone())) {
+            Ok(text) => text,
+            Err(fault) => {
+                self.faults.push(fault);
+                return None;
+            }
+        };
+        match document::parse(&file, &text) {
             Ok(Node { value: Value::Null, .. }) => {}
             Ok(Node { value: Value::Map(entries), .. }) => self.section("", entries),
             Ok(Node { place, value }) => self.fault(place, Problem::NotSections { found: value.kind() }),
             Err(fault) => self.faults.push(fault),
         }
+        Some(text)
     }
 
     fn section(&mut self, section: &str, entries: Vec<(String, Place, Node)>) {
@@ -209,7 +210,7 @@ impl Reader {
 }
 
 /// Reads a whole file of bounded size as text.
-fn read(file: &Arc<Path>) -> Result<String, Fault> {
+pub(super) fn read(file: &Arc<Path>) -> Result<String, Fault> {
     let whole = |problem| Fault { place: Place::File(file.clone()), problem };
     let unreadable = |error| whole(Problem::Unreadable(error));
     let opened = File::open(file).map_err(unreadable)?;

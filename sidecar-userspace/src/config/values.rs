@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Cidr,
+    Cidr, User,
     kind::{Kind, PORT},
     words::{did_you_mean, given, is_printable},
 };
@@ -57,6 +57,34 @@ impl Kind for AbsolutePath {
 
     fn schema(&self) -> Json {
         json!({ "type": "string", "pattern": "^/" })
+    }
+}
+
+/// A user and a group by number, `1337:1337`; one number is both.
+pub(super) struct UserAndGroup;
+
+impl Kind for UserAndGroup {
+    type Value = User;
+
+    fn parse(&self, text: &str) -> Result<User, String> {
+        // The last number means "nobody's" to the kernel (setresuid(2)).
+        let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
+        let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+        match (number(uid), number(gid)) {
+            (Some(uid), Some(gid)) => Ok(User { uid, gid }),
+            _ => Err(format!(
+                "{} is not allowed; expected numbers of a user and a group, such as `1337:1337`",
+                given(text)
+            )),
+        }
+    }
+
+    fn show(&self, value: &User) -> Json {
+        json!(format!("{}:{}", value.uid, value.gid))
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "type": ["string", "integer"], "pattern": "^[0-9]+(:[0-9]+)?$", "minimum": 0 })
     }
 }
 

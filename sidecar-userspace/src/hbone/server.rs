@@ -14,7 +14,7 @@ use super::Pace;
 use crate::{
     net::{Queue, Stream},
     serve::{Application, Shared},
-    telemetry::{CloseReason, Direction},
+    telemetry::{CloseReason, Direction, shortage},
 };
 
 /// Connects to the application on behalf of a client.
@@ -105,6 +105,7 @@ async fn after(error: &io::Error) {
         return;
     }
     tracing::warn!(%error, pause = ?PAUSE, "accept failed on the HBONE port; connections wait in the kernel's queue");
-    metrics::counter!("sidecar_accept_errors_total", "direction" => Direction::Inbound.label()).increment(1);
+    let (direction, reason) = (Direction::Inbound.label(), shortage(error));
+    metrics::counter!("sidecar_accept_errors_total", "direction" => direction, "reason" => reason).increment(1);
     tokio::time::sleep(PAUSE).await;
 }

@@ -44,12 +44,17 @@ pub(super) fn bind_address(socket: &Socket, address: IpAddr) -> io::Result<()> {
 /// scale follows it.
 pub(super) fn limit_buffers(socket: &impl AsFd, bytes: usize) -> io::Result<()> {
     // The kernel doubles what it is given, to count what a packet costs beside its bytes (net/core/sock.c,
-    // `__sock_set_rcvbuf`). `FORCE`, for which the capture's CAP_NET_ADMIN is
-    // enough: else it would be cut to `net.core.rmem_max` and `wmem_max` without a word.
+    // `__sock_set_rcvbuf`). `FORCE` is for CAP_NET_ADMIN, which the supervisor has for the listeners and the worker has not for
+    // what it dials: without it the kernel cuts to `net.core.rmem_max` and `wmem_max`, which is still a bound.
     let half = i32::try_from(bytes / 2).unwrap_or(i32::MAX);
     let fd = socket.as_fd().as_raw_fd();
-    set(fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &half)?;
-    set(fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &half)
+    for (forced, cut) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
+        match set(fd, libc::SOL_SOCKET, forced, &half) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => set(fd, libc::SOL_SOCKET, cut, &half)?,
+            forced => forced?,
+        }
+    }
+    Ok(())
 }
 
 /// Names the client that the application at the other end is to see. Before `connect`.

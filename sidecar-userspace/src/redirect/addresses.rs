@@ -5,8 +5,8 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd, OwnedFd},
-    time::Duration,
+    os::fd::{AsFd, BorrowedFd},
+    time::{Duration, Instant},
 };
 
 use aya::maps::{HashMap, LpmTrie, Map, MapData};
@@ -17,7 +17,6 @@ use netlink_packet_route::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use sidecar_common::{addr::Ip, rules::Source};
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
     capture::map_error,
@@ -37,7 +36,14 @@ pub struct AddressWatch {
     sources_map: LpmTrie<MapData, Ip, Source>,
     own: BTreeMap<IpAddr, u32>,
     sources: BTreeMap<Network, IpAddr>,
+    /// When the tables are read again.
+    due: Option<Instant>,
 }
+
+/// Changes come in bursts (an address brings routes with it): one reading serves them all.
+const SETTLE: Duration = Duration::from_millis(5);
+/// After a failure.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 impl AddressWatch {
     /// Subscribes to changes, then reads the tables, so that no change falls between.
@@ -49,6 +55,7 @@ impl AddressWatch {
             sources_map: sources_map.try_into().map_err(map_error("SOURCES", "opened"))?,
             own: BTreeMap::new(),
             sources: BTreeMap::new(),
+            due: None,
         };
         watch.refresh()?;
         Ok(watch)
@@ -59,34 +66,29 @@ impl AddressWatch {
         self.own.keys().copied().filter(|address| !address.is_loopback())
     }
 
-    /// Applies changes for ever, and tells `outcome` each time how that went: after a failure it tries again.
-    ///
-    /// # Errors
-    /// The reactor cannot watch the notifications.
-    pub async fn follow(mut self, outcome: impl Fn(Result<(), Error>)) -> Error {
-        /// Changes come in bursts (an address brings routes with it): one reading serves them all.
-        const SETTLE: Duration = Duration::from_millis(5);
-        const TRY_AGAIN: Duration = Duration::from_secs(1);
-        let notifications = match self.notifications.watch() {
-            Ok(notifications) => notifications,
-            Err(source) => return netlink("watch")(source),
-        };
-        let mut failed = false;
-        loop {
-            let wait = if failed { TRY_AGAIN } else { Duration::MAX };
-            match tokio::time::timeout(wait, notifications.readable()).await {
-                Ok(Ok(mut ready)) => {
-                    tokio::time::sleep(SETTLE).await;
-                    self.notifications.drain();
-                    ready.clear_ready();
-                }
-                Ok(Err(source)) => return netlink("watch")(source),
-                Err(_) => {}
-            }
-            let refreshed = self.refresh();
-            failed = refreshed.is_err();
-            outcome(refreshed);
+    /// Becomes readable when something changed. None while it is known already that something did.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.due.is_none().then(|| self.notifications.0.as_fd())
+    }
+
+    /// When [`AddressWatch::turn`] has something to do without a change.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Does what is due. `changed`: the descriptor was readable. Returns how it went if the tables were read; after a failure
+    /// they will be read again.
+    pub fn turn(&mut self, changed: bool) -> Option<Result<(), Error>> {
+        if changed {
+            self.due.get_or_insert_with(|| Instant::now() + SETTLE);
         }
+        if self.due.is_none_or(|due| due > Instant::now()) {
+            return None;
+        }
+        self.notifications.drain();
+        let refreshed = self.refresh();
+        self.due = refreshed.is_err().then(|| Instant::now() + TRY_AGAIN);
+        Some(refreshed)
     }
 
     fn refresh(&mut self) -> Result<(), Error> {
@@ -257,12 +259,6 @@ impl Notifications {
         }
         socket.set_non_blocking(true)?;
         Ok(Self(socket))
-    }
-
-    fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        let fd = self.0.as_fd().try_clone_to_owned()?;
-        // SAFETY: the descriptor is owned by the `AsyncFd` and therefore open as long as it is registered.
-        unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
     }
 
     /// Forgets what has arrived. An overflow (`ENOBUFS`) is but another sign that something changed.

@@ -1,10 +1,11 @@
 //! What the eBPF programs say (`telemetry.bpf_log: true`), passed on to the sidecar's own log.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use aya::Ebpf;
 use aya_log::EbpfLogger;
 use log::{Log, Metadata, Record};
 use sidecar_common::counter::Counter;
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::error::Error;
 
@@ -39,21 +40,13 @@ impl BpfLog {
         EbpfLogger::init_with_logger(ebpf, Spoken).map(Self).map_err(|error| Error::BpfLog(error.to_string()))
     }
 
-    /// Passes records on until the ring buffer cannot be watched.
-    pub async fn follow(self) -> std::io::Error {
-        // SAFETY: the logger is owned by the `AsyncFd` and keeps its ring buffer, and with it the descriptor, as long as
-        // it lives.
-        let mut records = match unsafe { AsyncFd::register_with_interest(self.0, Interest::READABLE) } {
-            Ok(records) => records,
-            Err(error) => return error.into(),
-        };
-        loop {
-            let mut ready = match records.readable_mut().await {
-                Ok(ready) => ready,
-                Err(error) => return error,
-            };
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
-        }
+    /// Becomes readable when there are records.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Passes on the records that there are.
+    pub fn turn(&mut self) {
+        self.0.flush();
     }
 }

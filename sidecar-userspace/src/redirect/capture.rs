@@ -4,28 +4,26 @@ use std::{
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use aya::{
     Ebpf,
     maps::{Map, MapData, MapError, SockMap},
-    programs::{CgroupAttachMode, ProgramError, links::FdLink, loaded_programs},
+    programs::{cgroup_sockopt::CgroupSockoptLink, links::FdLink, sock_ops::SockOpsLink},
 };
 use sidecar_common::{counter::Counter, rules::listener_slot};
 
 use super::{
     addresses::AddressWatch,
+    attach::{attach_to_cgroup, attach_to_netns, attach_to_own_cgroup, refuse_second_sidecar},
     bpf_log::BpfLog,
-    counters::Counters,
     discovery::MESH_PROGRAM,
     error::Error,
     fast_path,
-    heartbeat::Heartbeat,
-    listeners::{DeviceBound, ListenerMaps, ListenerWatch},
+    listeners::{ListenerMaps, ListenerWatch},
     pins::Pins,
     programs::{self, LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS, Programs},
     query, rules,
@@ -33,26 +31,53 @@ use super::{
 };
 use crate::{
     config::{Acceleration, Config, OnFailure},
+    lifecycle::{beats::Pulse, counters::Counters},
     pod::Pod,
 };
 
 /// Programs that know the rules and the proxy's listeners, but do not run yet.
 pub struct Prepared {
     ebpf: Ebpf,
-    heartbeat: Heartbeat,
+    shared: SharedMaps,
     addresses: AddressWatch,
     listeners: SockMap<MapData>,
     log: Option<BpfLog>,
-    discovers: bool,
+    discovery_link: Option<SockOpsLink>,
     on_failure: OnFailure,
     listener_capacity: usize,
     accelerates: bool,
+}
+
+/// The maps that the worker sees as memory.
+pub struct SharedMaps {
+    heartbeat: MapData,
+    counters: MapData,
+    cpus: u32,
+}
+
+impl SharedMaps {
+    /// Where the proxy beats.
+    pub fn heartbeat(&self) -> BorrowedFd<'_> {
+        self.heartbeat.fd().as_fd()
+    }
+
+    /// Where the kernel side counts.
+    pub fn counters(&self) -> BorrowedFd<'_> {
+        self.counters.fd().as_fd()
+    }
+
+    /// CPUs that count there.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
+    }
 }
 
 /// What comes of attaching: the capture, and what keeps it current as long as it is polled.
 pub struct Attached {
     /// The capture in force.
     pub capture: Capture,
+    /// What every worker sees as memory.
+    pub shared: SharedMaps,
     /// Follows the pod's addresses.
     pub addresses: AddressWatch,
     /// Follows the application's listening sockets.
@@ -64,15 +89,21 @@ pub struct Attached {
 }
 
 /// The capture in force. [`Capture::detach`] ends it on purpose; dropping it is like dying, and `on_failure` decides.
+///
+/// The object that the programs came from is gone unless the fast path needs it: links keep the programs, programs their maps,
+/// and what is held here of the maps is for whoever looks at them from outside.
 pub struct Capture {
-    ebpf: Arc<Mutex<Ebpf>>,
-    fast_path: Option<fast_path::Maps>,
+    fast_path: Option<fast_path::Parts>,
     links: Vec<FdLink>,
     pins: Pins,
     counters: Counters,
     listeners: SockMap<MapData>,
-    discovers: bool,
     pod: Pod,
+    /// Names of programs and their ids in the kernel.
+    ids: Vec<(&'static str, u32)>,
+    /// Those of the proxy's own sockets: aya cannot pin them, and they may die with the process.
+    _own: (Vec<CgroupSockoptLink>, Option<SockOpsLink>),
+    _maps: Vec<Map>,
 }
 
 impl Programs {
@@ -85,10 +116,11 @@ impl Programs {
         inbound: &impl AsRawFd,
     ) -> Result<Prepared, Error> {
         self.tell_of_discovery(config);
-        let heartbeat = {
-            let Map::Array(array) = take(&mut self.ebpf, "HEARTBEAT") else { unreachable!("declared as an array") };
-            Heartbeat::map(array.fd(), config.proxy.workers)?
-        };
+        let [heartbeat, counters] = ["HEARTBEAT", "COUNTERS"].map(|name| {
+            let Map::Array(array) = take(&mut self.ebpf, name) else { unreachable!("declared as an array") };
+            array
+        });
+        let shared = SharedMaps { heartbeat, counters, cpus: self.cpus };
         let addresses = AddressWatch::start(take(&mut self.ebpf, "OWN_ADDRESSES"), take(&mut self.ebpf, "SOURCES"))?;
         const LISTENERS: &str = "PROXY_LISTENERS";
         let mut listeners: SockMap<_> =
@@ -101,11 +133,11 @@ impl Programs {
         rules::write(&mut self.ebpf, pod.netns_cookie(), pod.own_cgroup_id(), config)?;
         Ok(Prepared {
             ebpf: self.ebpf,
-            heartbeat,
+            shared,
             addresses,
             listeners,
             log: self.log,
-            discovers: self.discovery.is_ok(),
+            discovery_link: self.discovery_link,
             on_failure: config.capture.on_failure,
             listener_capacity: config.capture.maps.listeners as usize,
             accelerates: config.capture.acceleration != Acceleration::Off,
@@ -114,21 +146,32 @@ impl Programs {
 }
 
 impl Prepared {
-    /// The heartbeat that the workers must keep going from now on.
-    pub fn heartbeat(&self) -> Heartbeat {
-        self.heartbeat.clone()
+    /// What the worker sees as memory.
+    pub fn shared(&self) -> &SharedMaps {
+        &self.shared
+    }
+
+    /// The heartbeat that the worker must keep going from now on.
+    ///
+    /// # Errors
+    /// The map cannot be mapped.
+    pub fn pulse(&self) -> Result<Pulse, Error> {
+        Pulse::map(self.shared.heartbeat()).map_err(mapping("HEARTBEAT"))
     }
 
     /// Attaches every program. Names and notes come before connects, so that no captured socket lacks them.
     ///
     /// # Errors
     /// The kernel's answer for the program that it refused. With `on_failure: closed` what was pinned stays in force.
-    pub fn attach(mut self, pod: Pod, device_bound: DeviceBound) -> Result<Attached, Error> {
+    pub fn attach(mut self, pod: Pod) -> Result<Attached, Error> {
         refuse_second_sidecar(&pod)?;
         if self.on_failure == OnFailure::Closed {
             Pins::require_bpffs()?;
         }
-        let mut links = attach_to_cgroups(&mut self.ebpf, &pod)?;
+        let ids = self.ids()?;
+        let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
+        let own = (attach_to_own_cgroup(&mut self.ebpf, &pod)?, self.discovery_link.take());
+        let mut links = attach_to_cgroup(&mut self.ebpf, &pod)?;
         let uncaptured = UncapturedWatch::start(pod.cgroup_path(), pod.own_cgroup_id())?;
         let listener_maps = ListenerMaps {
             counted: take(&mut self.ebpf, "APP_LISTENERS"),
@@ -137,13 +180,8 @@ impl Prepared {
             lost: take(&mut self.ebpf, "LISTENERS_LOST"),
             events: take(&mut self.ebpf, "LISTENING"),
         };
-        let mut listener_watch = ListenerWatch::new(
-            listener_maps,
-            self.listener_capacity,
-            device_bound,
-            pod.cgroup_path(),
-            pod.own_cgroup_id(),
-        )?;
+        let mut listener_watch =
+            ListenerWatch::new(listener_maps, self.listener_capacity, pod.cgroup_path(), pod.own_cgroup_id())?;
         listener_watch.compare()?;
         links.push(attach_to_netns(&mut self.ebpf, &pod)?);
         Pins::sweep();
@@ -159,125 +197,54 @@ impl Prepared {
                 pins.replace(links)?
             }
         };
-        let counters = Counters::new(take(&mut self.ebpf, "COUNTERS"))?;
         let fast_path = self.accelerates.then(|| fast_path::Maps::take(&mut self.ebpf)).transpose()?;
-        let Self { ebpf, listeners, discovers, .. } = self;
-        let ebpf = Arc::new(Mutex::new(ebpf));
-        let capture = Capture { ebpf, fast_path, links, pins, counters, listeners, discovers, pod };
-        Ok(Attached { capture, addresses: self.addresses, listeners: listener_watch, uncaptured, log: self.log })
+        let maps = self.other_maps();
+        let Self { ebpf, shared, addresses, listeners, log, .. } = self;
+        let netns = pod.netns_cookie();
+        let fast_path = fast_path.map(|maps| fast_path::Parts { ebpf, maps, netns });
+        let capture = Capture { fast_path, links, pins, counters, listeners, pod, ids, _own: own, _maps: maps };
+        Ok(Attached { capture, shared, addresses, listeners: listener_watch, uncaptured, log })
     }
-}
 
-/// `CgroupAttachMode::Single` leaves the flags of the link zero; the kernel runs all links of a cgroup all the same, and
-/// refuses the flag that the name of the other mode suggests.
-pub(super) const LINK: CgroupAttachMode = CgroupAttachMode::Single;
-
-/// `BPF_CGROUP_SOCK_OPS`.
-const SOCK_OPS: u32 = 3;
-
-/// Two sidecars in one pod would capture what the other dials, without end. Another one's programs are known by name; those
-/// that a dead predecessor left pinned are about to be replaced.
-fn refuse_second_sidecar(pod: &Pod) -> Result<(), Error> {
-    let (name, attach_type) = LOOKUP_PROGRAM;
-    let running = query::program_ids(pod.netns(), attach_type, 0).unwrap_or_default();
-    let pinned = Pins::of(pod).program_id(name);
-    let others = running.into_iter().filter(|id| Some(*id) != pinned);
-    let (connect, connect_type) = POD_PROGRAMS[5];
-    let effective = File::open(pod.cgroup_path())
-        .and_then(|cgroup| query::program_ids(&cgroup, connect_type, query::EFFECTIVE))
-        .unwrap_or_default();
-    let pinned = Pins::of(pod).program_id(connect);
-    let others: Vec<_> = others.chain(effective.into_iter().filter(|id| Some(*id) != pinned)).collect();
-    if others.is_empty() {
-        return Ok(());
+    /// The ids of all programs that [`Capture::check`] will look for.
+    fn ids(&self) -> Result<Vec<(&'static str, u32)>, Error> {
+        let discovery = self.discovery_link.is_some().then_some(MESH_PROGRAM);
+        let all = POD_PROGRAMS.into_iter().chain(PROXY_PROGRAMS).chain([LOOKUP_PROGRAM]).chain(discovery);
+        all.map(|(name, _)| Ok((name, programs::id(&self.ebpf, name)?))).collect()
     }
-    // Names are told to CAP_SYS_ADMIN only; without it the port that is in use says the same, as a rule.
-    let named = loaded_programs().flatten().filter(|program| others.contains(&program.id()));
-    match named
-        .filter_map(|program| program.name_as_str().map(str::to_owned))
-        .find(|found| found == connect || found == name)
-    {
-        Some(program) => Err(Error::Taken { program }),
-        None => Ok(()),
+
+    fn other_maps(&mut self) -> Vec<Map> {
+        let names: Vec<String> = self.ebpf.maps().map(|(name, _)| name.to_owned()).collect();
+        names.iter().filter_map(|name| self.ebpf.take_map(name)).collect()
     }
-}
-
-/// A link and the name of its program.
-type Named = (&'static str, FdLink);
-
-fn attach_to_cgroups(ebpf: &mut Ebpf, pod: &Pod) -> Result<Vec<Named>, Error> {
-    for (name, _) in PROXY_PROGRAMS {
-        // These serve the proxy's own sockets: aya keeps their links, and they may die with the process.
-        programs::sockopt(ebpf, name)
-            .and_then(|program| program.attach(pod.own_cgroup(), LINK).map(drop))
-            .map_err(attach_error(name, pod.own_cgroup_path().display()))?;
-    }
-    POD_PROGRAMS
-        .into_iter()
-        .map(|(name, attach_type)| {
-            let attached = match attach_type {
-                SOCK_OPS => attach_sock_ops(ebpf, name, pod),
-                _ => attach_sock_addr(ebpf, name, pod),
-            };
-            attached.map(|link| (name, link)).map_err(attach_error(name, pod.cgroup_path().display()))
-        })
-        .collect()
-}
-
-fn attach_sock_ops(ebpf: &mut Ebpf, name: &str, pod: &Pod) -> Result<FdLink, ProgramError> {
-    let program = programs::sock_ops(ebpf, name)?;
-    let id = program.attach(pod.cgroup(), LINK)?;
-    fd_link(program.take_link(id)?)
-}
-
-fn attach_sock_addr(ebpf: &mut Ebpf, name: &str, pod: &Pod) -> Result<FdLink, ProgramError> {
-    let program = programs::sock_addr(ebpf, name)?;
-    let id = program.attach(pod.cgroup(), LINK)?;
-    fd_link(program.take_link(id)?)
-}
-
-/// Only kernels before 5.7 attach to a cgroup without a link, and they lack more than that.
-fn fd_link(link: impl TryInto<FdLink>) -> Result<FdLink, ProgramError> {
-    link.try_into().map_err(|_| ProgramError::NotAttached)
-}
-
-fn attach_to_netns(ebpf: &mut Ebpf, pod: &Pod) -> Result<Named, Error> {
-    let (name, _) = LOOKUP_PROGRAM;
-    let attached = programs::sk_lookup(ebpf, name).and_then(|program| {
-        let id = program.attach(pod.netns())?;
-        Ok(program.take_link(id)?.into())
-    });
-    attached.map(|link| (name, link)).map_err(attach_error(name, "the pod's network namespace"))
 }
 
 impl Capture {
-    /// Whether other sidecars can be discovered on this kernel.
-    pub fn discovers(&self) -> bool {
-        self.discovers
-    }
-
     /// What the fast path is made of, once; `None`: it is not configured.
     pub fn fast_path(&mut self) -> Option<fast_path::Parts> {
-        let maps = self.fast_path.take()?;
-        Some(fast_path::Parts { ebpf: Arc::clone(&self.ebpf), maps, netns: self.pod.netns_cookie() })
+        self.fast_path.take()
     }
 
-    /// What the kernel side counted.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    /// No new connection of others comes to the proxy from now on: `on_failure` decides what becomes of them. What the
+    /// application opens is captured as before.
+    pub fn stop_inbound(&mut self) -> Result<(), Error> {
+        self.withdraw(listener_slot::INBOUND)
     }
 
     /// No new connection comes to the proxy from now on: `on_failure` decides what becomes of them. Connections that
     /// the proxy already has keep their names and notes.
     pub fn stop(&mut self) -> Result<(), Error> {
-        for slot in [listener_slot::OUTBOUND, listener_slot::INBOUND] {
-            match self.listeners.clear_index(&slot) {
-                Ok(()) => {}
-                Err(MapError::SyscallError(call)) if call.io_error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(map_error("PROXY_LISTENERS", "cleared")(error)),
-            }
+        self.withdraw(listener_slot::OUTBOUND)?;
+        self.withdraw(listener_slot::INBOUND)
+    }
+
+    fn withdraw(&mut self, slot: u32) -> Result<(), Error> {
+        use io::ErrorKind::{InvalidInput, NotFound};
+        match self.listeners.clear_index(&slot) {
+            // It is empty already (net/core/sock_map.c, `__sock_map_delete`, says EINVAL).
+            Err(MapError::SyscallError(call)) if matches!(call.io_error.kind(), InvalidInput | NotFound) => Ok(()),
+            cleared => cleared.map_err(map_error("PROXY_LISTENERS", "cleared")),
         }
-        Ok(())
     }
 
     /// Detaches every program: connections go direct from now on.
@@ -289,8 +256,10 @@ impl Capture {
         self.pins.remove()
     }
 
-    /// Checks that the kernel runs every program where it should, and that a real connection passes them.
+    /// Checks that the sidecar is where it was, that the kernel runs every program where it should, and that a real
+    /// connection passes them.
     pub fn check(&self) -> Result<(), Error> {
+        self.pod.verify()?;
         self.check_effective()?;
         self.check_probe()
     }
@@ -298,7 +267,8 @@ impl Capture {
     fn check_effective(&self) -> Result<(), Error> {
         let mesh = [MESH_PROGRAM];
         let own = self.pod.own_cgroup_path();
-        let mut targets = vec![(own, PROXY_PROGRAMS.as_slice()), (own, &mesh[..usize::from(self.discovers)])];
+        let discovers = usize::from(self.ids.iter().any(|(name, _)| *name == mesh[0].0));
+        let mut targets = vec![(own, PROXY_PROGRAMS.as_slice()), (own, &mesh[..discovers])];
         let leaves = self.pod.leaves();
         targets.extend(leaves.iter().map(|leaf| (leaf.as_path(), POD_PROGRAMS.as_slice())));
         for (path, programs) in targets {
@@ -322,9 +292,7 @@ impl Capture {
     ) -> Result<(), Error> {
         let running = query::program_ids(target, attach_type, flags)
             .map_err(|source| Error::Query { target: path.to_owned(), source })?;
-        // A panic elsewhere leaves programs that still work.
-        let ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.contains(&programs::id(&ebpf, program)?) {
+        if self.ids.iter().any(|(name, id)| *name == program && running.contains(id)) {
             return Ok(());
         }
         Err(Error::NotEffective { program, target: path.to_owned() })
@@ -340,13 +308,13 @@ impl Capture {
         let before = WITNESSES.map(|(_, counter)| self.counters.get(counter));
         probe(Ipv4Addr::LOCALHOST.into()).map_err(Error::Probe)?;
         for ((program, counter), before) in WITNESSES.into_iter().zip(before) {
-            if self.counters.get(counter)? <= before? {
+            if self.counters.get(counter) <= before {
                 return Err(Error::ProbeMissed { program });
             }
         }
-        let before = self.counters.get(Counter::ConnectBypassProxy)?;
+        let before = self.counters.get(Counter::ConnectBypassProxy);
         // A pod without IPv6 has nothing to check there.
-        if probe(Ipv6Addr::LOCALHOST.into()).is_ok() && self.counters.get(Counter::ConnectBypassProxy)? <= before {
+        if probe(Ipv6Addr::LOCALHOST.into()).is_ok() && self.counters.get(Counter::ConnectBypassProxy) <= before {
             return Err(Error::ProbeMissed { program: "on_connect6" });
         }
         Ok(())
@@ -364,9 +332,9 @@ fn take(ebpf: &mut Ebpf, map: &str) -> Map {
     ebpf.take_map(map).expect("build.rs builds the object from the same tree")
 }
 
-pub(super) fn attach_error(program: &'static str, target: impl ToString) -> impl FnOnce(ProgramError) -> Error {
-    let target = target.to_string();
-    move |source| Error::Attach { program, target, source: Box::new(source) }
+/// Says which map cannot be seen as memory.
+fn mapping(map: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Mapping { map, source }
 }
 
 /// Says which map failed at what.

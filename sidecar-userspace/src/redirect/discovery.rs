@@ -4,11 +4,11 @@
 use aya::Ebpf;
 
 use super::{
-    capture::{LINK, attach_error},
+    attach::{LINK, attach_error},
     error::Error,
     programs::{self, Programs, load_one},
 };
-use crate::{config::Config, identity::Source, pod::Pod};
+use crate::{config::Config, pod::Pod};
 
 /// The program that writes and reads the mesh option, with its attach type (linux/bpf.h, `BPF_CGROUP_SOCK_OPS`).
 pub(super) const MESH_PROGRAM: (&str, u32) = ("on_mesh", 3);
@@ -23,13 +23,13 @@ impl Programs {
     /// Says what a kernel without discovery costs this configuration: with an identity, encryption in `permissive`.
     pub(super) fn tell_of_discovery(&self, config: &Config) {
         let Err(error) = self.discovers() else { return };
-        match Source::of(&config.identity) {
-            Some(_) => tracing::warn!(
+        match config.identity.is_configured() {
+            true => tracing::warn!(
                 error,
                 "other sidecars cannot be discovered on this kernel: `permissive` sends plaintext to all of them but those \
                  whose transport `mtls.workloads` names; name it there, use `strict` or another kernel"
             ),
-            None => tracing::info!(error, "other sidecars cannot be discovered on this kernel"),
+            false => tracing::info!(error, "other sidecars cannot be discovered on this kernel"),
         }
     }
 
@@ -51,9 +51,11 @@ impl Programs {
             return Ok(());
         }
         let (name, _) = MESH_PROGRAM;
-        // It serves the proxy's own sockets: aya keeps its link, which may die with the process.
-        programs::sock_ops(&mut self.ebpf, name)
-            .and_then(|program| program.attach(pod.own_cgroup(), LINK).map(drop))
-            .map_err(attach_error(name, pod.own_cgroup_path().display()))
+        let attached = programs::sock_ops(&mut self.ebpf, name).and_then(|program| {
+            let id = program.attach(pod.own_cgroup(), LINK)?;
+            program.take_link(id)
+        });
+        self.discovery_link = Some(attached.map_err(attach_error(name, pod.own_cgroup_path().display()))?);
+        Ok(())
     }
 }

@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 
+use crate::pod;
+
 /// Why the capture cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -44,9 +46,17 @@ pub enum Error {
         /// The kernel's answer.
         source: Box<MapError>,
     },
-    /// The heartbeat's memory could not be shared with the kernel.
-    #[error("the eBPF map `HEARTBEAT` cannot be mapped into memory: {0}")]
-    Heartbeat(#[source] io::Error),
+    /// Memory could not be shared with the kernel.
+    #[error("the eBPF map `{map}` cannot be mapped into memory: {source}")]
+    Mapping {
+        /// Its name.
+        map: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// How many CPUs the machine may have is not known.
+    #[error("the number of possible CPUs is not known (/sys/devices/system/cpu/possible): {0}; mount /sys")]
+    Cpus(#[source] io::Error),
     /// `on_failure: closed` needs a file system for links.
     #[error(
         "capture.on_failure: closed, the default where mtls is strict, needs bpffs at /sys/fs/bpf, so that the programs go on refusing when the sidecar is killed: mount -t bpf bpf /sys/fs/bpf (in a container: mount the host's)"
@@ -83,6 +93,9 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The sidecar is no longer where it was.
+    #[error(transparent)]
+    Pod(#[from] pod::Error),
     /// The kernel does not run one of our programs where it should.
     #[error(
         "the eBPF program `{program}` is attached but not effective in {target}: another program or a removed cgroup is in its way; `bpftool cgroup tree` shows what is attached"

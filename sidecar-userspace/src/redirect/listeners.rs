@@ -6,9 +6,8 @@ use std::{
     hash::Hash,
     io,
     net::IpAddr,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -21,8 +20,6 @@ use netlink_packet_sock_diag::{
 };
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use sidecar_common::addr::{Endpoint, Ip, PortBe};
-
-use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{capture::map_error, error::Error, netlink::Netlink, rules::ip};
 use crate::pod;
@@ -38,12 +35,16 @@ pub struct ListenerWatch {
     v6_only: HashMap<MapData, PortBe, u32>,
     lost: Array<MapData, u32>,
     warned: bool,
-    device_bound: DeviceBound,
+    device_bound: HashSet<u16>,
     capacity: usize,
     /// Speaks when a socket begins to listen at `::`.
     events: RingBuf<MapData>,
     /// Counted by sockops but not in the table at the last comparison: seen twice, the count is wrong.
     doubtful: HashSet<Endpoint>,
+    /// When it compares although nothing asked for it.
+    next: Instant,
+    /// An application that opens and closes listeners all the time costs at most a fifth of a core: no comparison before this.
+    rest: Instant,
 }
 
 /// Time between two comparisons with the kernel's socket table that nothing asked for. The end of a listener from before
@@ -63,7 +64,6 @@ impl ListenerWatch {
     pub(super) fn new(
         maps: ListenerMaps,
         capacity: usize,
-        device_bound: DeviceBound,
         pod_cgroup: &Path,
         proxy_cgroup: u64,
     ) -> Result<Self, Error> {
@@ -72,7 +72,7 @@ impl ListenerWatch {
             v6_only: v6_only.try_into().map_err(map_error("V6_ONLY", "opened"))?,
             lost: lost.try_into().map_err(map_error("LISTENERS_LOST", "opened"))?,
             warned: false,
-            device_bound,
+            device_bound: HashSet::new(),
             capacity,
             events: events.try_into().map_err(map_error("LISTENING", "opened"))?,
             sockets: Netlink::open(NETLINK_SOCK_DIAG).map_err(socket_table)?,
@@ -81,37 +81,43 @@ impl ListenerWatch {
             counted: counted.try_into().map_err(map_error("APP_LISTENERS", "opened"))?,
             seeded: seeded.try_into().map_err(map_error("SEEDED_LISTENERS", "opened"))?,
             doubtful: HashSet::new(),
+            next: Instant::now() + COMPARE_EVERY,
+            rest: Instant::now(),
         })
     }
 
-    /// Compares from time to time, and at once when a socket begins to listen at `::`. Tries again after a failure.
-    ///
-    /// # Errors
-    /// The reactor cannot watch the events.
-    pub async fn follow(mut self) -> io::Error {
-        let events = match self.watch_events() {
-            Ok(events) => events,
-            Err(error) => return error,
-        };
-        loop {
-            if let Ok(Ok(mut spoke)) = tokio::time::timeout(COMPARE_EVERY, events.readable()).await {
-                spoke.clear_ready();
-            }
-            while self.events.next().is_some() {}
-            let started = Instant::now();
-            if let Err(error) = self.compare() {
-                tracing::warn!(%error, "listening sockets could not be compared with the kernel's table; trying again");
-            }
-            // An application that opens and closes listeners all the time costs at most a fifth of a core.
-            tokio::time::sleep(started.elapsed() * 4).await;
-        }
+    /// Becomes readable when a socket begins to listen at `::` or on a device. None while it rests.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: `self` holds the ring buffer, which keeps the descriptor open.
+        (self.rest <= Instant::now()).then(|| unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) })
     }
 
-    fn watch_events(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        // SAFETY: the caller holds `self`, whose ring buffer keeps the descriptor open.
-        let fd = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) }.try_clone_to_owned()?;
-        // SAFETY: the descriptor is owned by the `AsyncFd` and therefore open as long as it is registered.
-        unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+    /// When it compares, or listens again.
+    pub fn due(&self) -> Instant {
+        if self.rest > Instant::now() { self.rest } else { self.next }
+    }
+
+    /// Compares from time to time, and at once when a socket begins to listen at `::`: `spoke` says that the descriptor was
+    /// readable. Returns whether [`ListenerWatch::device_bound`] may have changed.
+    pub fn turn(&mut self, spoke: bool) -> bool {
+        let started = Instant::now();
+        if self.rest > started || !spoke && self.next > started {
+            return false;
+        }
+        while self.events.next().is_some() {}
+        if let Err(error) = self.compare() {
+            tracing::warn!(%error, "listening sockets could not be compared with the kernel's table; trying again");
+        }
+        let ended = Instant::now();
+        self.next = ended + COMPARE_EVERY;
+        self.rest = ended + (ended - started) * 4;
+        true
+    }
+
+    /// Ports on which the application listens on a certain device (`SO_BINDTODEVICE`): what comes from a loopback address
+    /// never reaches such a socket.
+    pub fn device_bound(&self) -> &HashSet<u16> {
+        &self.device_bound
     }
 
     /// Seeds what sockops has not counted, forgets what is gone.
@@ -119,7 +125,8 @@ impl ListenerWatch {
         let v6_only = keys(&self.v6_only, "V6_ONLY")?;
         let table = self.listening().map_err(socket_table)?;
         self.compare_v6_only(&v6_only, &table)?;
-        self.device_bound.replace(&table);
+        let device_bound = table.iter().filter(|(_, how)| how.device_bound);
+        self.device_bound = device_bound.map(|(at, _)| at.port.host()).collect();
         let listening: HashSet<Endpoint> = table.into_keys().collect();
         let (counted, idle) = self.counted()?;
         let seeded = keys(&self.seeded, "SEEDED_LISTENERS")?;
@@ -232,27 +239,6 @@ struct How {
     v6_only: bool,
     /// One of them on a certain device.
     device_bound: bool,
-}
-
-/// Ports on which the application listens on a certain device (`SO_BINDTODEVICE`): what comes from a loopback address
-/// never reaches such a socket.
-#[derive(Clone, Default)]
-pub struct DeviceBound(Arc<RwLock<HashSet<u16>>>);
-
-impl DeviceBound {
-    /// Whether a socket that listens on `port` may be bound to a device.
-    pub fn contains(&self, port: u16) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&port)
-    }
-
-    fn replace(&self, table: &Table) {
-        let ports: HashSet<_> =
-            table.iter().filter(|(_, how)| how.device_bound).map(|(at, _)| at.port.host()).collect();
-        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if *known != ports {
-            *known = ports;
-        }
-    }
 }
 
 fn is_v6_only(socket: &InetResponse) -> bool {

@@ -2,8 +2,9 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SkLookup, SockOps},
+    programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SkLookup, SockOps, sock_ops::SockOpsLink},
 };
+use sidecar_common::counter::PER_CPU;
 
 use super::{
     bpf_log::BpfLog,
@@ -11,7 +12,7 @@ use super::{
     discovery,
     error::{Error, refusal, verifier_words},
 };
-use crate::config;
+use crate::{config, lifecycle::counters::possible_cpus};
 
 /// The object for use. Built from source by build.rs.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar.bpf.o"));
@@ -39,6 +40,10 @@ pub struct Programs {
     pub(super) log: Option<BpfLog>,
     /// Other sidecars can be discovered, or why not.
     pub(super) discovery: Result<(), String>,
+    /// It serves the proxy's own sockets, and may die with the process.
+    pub(super) discovery_link: Option<SockOpsLink>,
+    /// CPUs that have counters of their own.
+    pub(super) cpus: u32,
     subflows: Subflows,
 }
 
@@ -106,11 +111,13 @@ impl Programs {
     fn load_for(capture: &config::Capture, connections: usize, talkative: bool, shown: Shown) -> Result<Self, Error> {
         let (outbound, inbound) = (&capture.outbound, &capture.inbound);
         let accelerated = capture.accelerated();
+        let cpus = possible_cpus().map_err(Error::Cpus)?;
         let mut ebpf = EbpfLoader::new()
             .btf(None)
             .override_global("TELLS_SUBFLOWS", &u8::from(shown.subflows == Subflows::Told), true)
             .override_global("TELLS_V6_ONLY", &u8::from(shown.v6_only), true)
             .override_global("INBOUND_PORT", &inbound.port, true)
+            .map_max_entries("COUNTERS", cpus * PER_CPU)
             .map_max_entries("FLOWS", capture.maps.flows)
             .map_max_entries("PRESENTED_FLOWS", entries(connections))
             .map_max_entries("APP_LISTENERS", capture.maps.listeners)
@@ -127,7 +134,7 @@ impl Programs {
         }
         let discovery = discovery::load(&mut ebpf);
         let log = talkative.then(|| BpfLog::open(&mut ebpf)).transpose()?;
-        Ok(Self { ebpf, log, discovery, subflows: shown.subflows })
+        Ok(Self { ebpf, log, discovery, discovery_link: None, cpus, subflows: shown.subflows })
     }
 }
 

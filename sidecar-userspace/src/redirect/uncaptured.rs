@@ -11,10 +11,6 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
     time::{Duration, Instant},
 };
 
@@ -38,54 +34,29 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A reading may take this part of a core: a node with very many sockets is read less often.
 const SHARE: u32 = 100;
 
-/// Why nothing of ours runs for a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Its socket was made by a process outside the pod's cgroup, in the pod's network namespace.
-    OtherCgroup,
-    /// It was open when the capture began.
-    Older,
-}
-
-impl Origin {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::OtherCgroup, Self::Older];
-
-    /// Label `origin` of the metrics.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::OtherCgroup => "other_cgroup",
-            Self::Older => "older",
-        }
-    }
-}
-
-/// How many connections run past the sidecar. Clones share the figures.
-#[derive(Clone, Default)]
-pub struct Uncaptured(Arc<[Figures; Origin::ALL.len()]>);
-
-#[derive(Default)]
-struct Figures {
-    open: AtomicU64,
-    seen: AtomicU64,
-}
-
-impl Uncaptured {
+/// How many connections run past the sidecar, for one reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
     /// Open at the last reading.
-    pub fn open(&self, origin: Origin) -> u64 {
-        self.0[origin as usize].open.load(Relaxed)
-    }
-
+    pub open: u64,
     /// Seen since the capture began, each once.
-    pub fn seen(&self, origin: Origin) -> u64 {
-        self.0[origin as usize].seen.load(Relaxed)
-    }
+    pub seen: u64,
+}
 
-    fn set(&self, origin: Origin, open: usize, more: usize) {
-        let figures = &self.0[origin as usize];
-        figures.open.store(open as u64, Relaxed);
-        figures.seen.fetch_add(more as u64, Relaxed);
+impl Figures {
+    fn set(&mut self, open: usize, more: usize) {
+        self.open = open as u64;
+        self.seen += more as u64;
     }
+}
+
+/// How many connections run past the sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Uncaptured {
+    /// Their sockets were made by processes outside the pod's cgroup, in the pod's network namespace.
+    pub other_cgroup: Figures,
+    /// They were open when the capture began.
+    pub older: Figures,
 }
 
 /// Reads the kernel's socket table from time to time.
@@ -98,6 +69,8 @@ pub struct UncapturedWatch {
     foreign: HashSet<Cookie>,
     warned: bool,
     figures: Uncaptured,
+    failed: bool,
+    due: Instant,
 }
 
 type Cookie = [u8; 8];
@@ -113,41 +86,48 @@ impl UncapturedWatch {
             foreign: HashSet::new(),
             warned: false,
             figures: Uncaptured::default(),
+            failed: false,
+            due: Instant::now() + LOOK_EVERY,
         };
         let found = watch.read().map_err(socket_table)?;
         watch.older = found.in_pod;
-        watch.figures.set(Origin::Older, watch.older.len(), watch.older.len());
+        watch.figures.older.set(watch.older.len(), watch.older.len());
         watch.note_foreign(found.foreign);
         Ok(watch)
     }
 
     /// The figures that it keeps.
     pub fn figures(&self) -> Uncaptured {
-        self.figures.clone()
+        self.figures
     }
 
-    /// Reads for ever. A failure is told once, and tried again.
-    pub async fn follow(mut self) {
-        let (mut failed, mut pause) = (false, LOOK_EVERY);
-        loop {
-            tokio::time::sleep(pause).await;
-            let started = Instant::now();
-            match self.look() {
-                Ok(()) => failed = false,
-                Err(error) if !failed => {
-                    failed = true;
+    /// When it reads next.
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Reads if that is due, and returns whether it has. A failure is told once, and tried again.
+    pub fn turn(&mut self) -> bool {
+        let started = Instant::now();
+        if self.due > started {
+            return false;
+        }
+        match self.look() {
+            Ok(()) => self.failed = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.failed, true) {
                     tracing::warn!(%error, "connections past the sidecar could not be counted; trying again");
                 }
-                Err(_) => {}
             }
-            pause = LOOK_EVERY.max(started.elapsed() * SHARE);
         }
+        self.due = Instant::now() + LOOK_EVERY.max(started.elapsed() * SHARE);
+        true
     }
 
     fn look(&mut self) -> io::Result<()> {
         let found = self.read()?;
         self.older.retain(|cookie| found.in_pod.contains(cookie));
-        self.figures.set(Origin::Older, self.older.len(), 0);
+        self.figures.older.set(self.older.len(), 0);
         self.note_foreign(found.foreign);
         Ok(())
     }
@@ -166,7 +146,7 @@ impl UncapturedWatch {
         }
         let now: HashSet<Cookie> = sockets.iter().map(|socket| socket.header.socket_id.cookie).collect();
         let more = now.difference(&self.foreign).count();
-        self.figures.set(Origin::OtherCgroup, now.len(), more);
+        self.figures.other_cgroup.set(now.len(), more);
         self.foreign = now;
     }
 

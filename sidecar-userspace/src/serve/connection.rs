@@ -4,6 +4,7 @@
 //! A state that cannot go on ends its record with the reason and drops its sockets, which resets them.
 
 use std::{
+    cell::Cell,
     io,
     net::IpAddr,
     sync::{
@@ -14,20 +15,20 @@ use std::{
 };
 
 use http::HeaderValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::Turns;
 use crate::{
     addr::{ClientAddr, OrigDst, UpstreamLocal},
     config,
     id::SpiffeId,
+    lifecycle::board::BoardReader,
     mtls::Mtls,
     native::{Role, TlsStream},
     net::{self, Side, Stream, Tuning},
     policy::{Permit, Permits, Request},
-    redirect::DeviceBound,
     relay::relay,
-    telemetry::{CloseReason, ConnectionRecord, Direction, Security, Telemetry},
+    telemetry::{CloseReason, ConnectionRecord, Direction, Limit, Security, Telemetry, shortage},
     tls::Contexts,
 };
 
@@ -37,8 +38,8 @@ pub struct Shared {
     pub limits: config::Proxy,
     /// Ports to which no connection may go through the proxy: its own.
     pub own_ports: Vec<u16>,
-    /// Ports on which the application listens on a certain device.
-    pub device_bound: DeviceBound,
+    /// What the supervisor knows: on which ports the application listens on a certain device.
+    pub board: BoardReader,
     /// Outbound dials that may run at once.
     pub dials: Arc<Semaphore>,
     /// Inbound TLS handshakes that may run at once.
@@ -276,7 +277,7 @@ impl Upstream for Stream {
 impl<D: Side> Permitted<D> {
     /// Whether the application may listen for it on a certain device only.
     pub fn is_for_device(&self) -> bool {
-        self.addressed.accepted.shared.device_bound.contains(self.addressed.to.0.port())
+        self.addressed.accepted.shared.board.is_device_bound(self.addressed.to.0.port())
     }
 
     /// Where it goes.
@@ -334,15 +335,29 @@ async fn within<T>(
     leaves_pod: bool,
     dial: impl Future<Output = Result<T, CloseReason>>,
 ) -> Result<T, CloseReason> {
+    let waits = Cell::new(false);
     let dialling = async {
         // The pod's own application answers at once or not at all; only dials that leave the pod queue up.
-        let _dial = if leaves_pod { shared.dials.acquire().await.ok() } else { None };
+        let _dial = if leaves_pod { free_dial(shared, &waits).await } else { None };
         dial.await
     };
-    match tokio::time::timeout(shared.limits.connect_timeout, dialling).await {
-        Ok(dialled) => dialled,
-        Err(_) => Err(CloseReason::ConnectTimeout),
+    let dialled = tokio::time::timeout(shared.limits.connect_timeout, dialling).await;
+    if waits.get() {
+        Limit::Connecting.refused();
     }
+    dialled.unwrap_or(Err(CloseReason::ConnectTimeout))
+}
+
+/// One of the dials that may run at once; `waits` as long as none is free.
+async fn free_dial<'a>(shared: &'a Shared, waits: &Cell<bool>) -> Option<SemaphorePermit<'a>> {
+    if let Ok(dial) = shared.dials.try_acquire() {
+        return Some(dial);
+    }
+    Limit::Connecting.waited();
+    waits.set(true);
+    let dial = shared.dials.acquire().await.ok();
+    waits.set(false);
+    dial
 }
 
 /// What a failed connect means.
@@ -355,6 +370,7 @@ pub fn why_not_connected(error: &io::Error) -> CloseReason {
         }
         _ => {
             tracing::debug!(%error, "connect failed for a reason of this machine");
+            metrics::counter!("sidecar_connect_errors_total", "reason" => shortage(error)).increment(1);
             CloseReason::ConnectFailed
         }
     }
@@ -437,6 +453,11 @@ impl<D: Side + Proved, U: Side + Proved> Connected<D, U> {
             reason = record.told_to_close() => reason,
             reason = relay(&downstream, &upstream, record.traffic(), shared.limits.max_buffer) => reason,
         };
+        if reason == CloseReason::Completed {
+            // Also where somebody else said so: what was sent is not lost by a reset.
+            downstream.end_cleanly();
+            upstream.end_cleanly();
+        }
         // The record tells of the end when the sockets are closed, so that who sees it sees them gone.
         drop((downstream, upstream, slot, permit));
         record.finish(reason);

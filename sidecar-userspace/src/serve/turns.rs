@@ -10,6 +10,8 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
+use crate::telemetry::Limit;
+
 /// How long a handshake keeps its turn while others wait: two round trips around the world, one of them lost.
 const ENOUGH: Duration = Duration::from_secs(1);
 
@@ -33,7 +35,10 @@ impl Turns {
         tokio::select! {
             biased;
             done = handshake => Some(done),
-            () = self.given_up() => None,
+            () = self.given_up() => {
+                Limit::Handshakes.refused();
+                None
+            }
         }
     }
 
@@ -41,6 +46,7 @@ impl Turns {
         if let Ok(turn) = self.free.try_acquire() {
             return Some(turn);
         }
+        Limit::Handshakes.waited();
         let _waits = Waits::begin(&self.waiting);
         self.wanted.notify_one();
         self.free.acquire().await.ok()

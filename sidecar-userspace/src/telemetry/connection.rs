@@ -1,6 +1,6 @@
 //! The words for a connection: which way it goes, how it ended, what it has moved.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use serde::Serialize;
 
@@ -203,6 +203,17 @@ impl ResponseFlags {
 pub struct Traffic {
     from_downstream: AtomicU64,
     from_upstream: AtomicU64,
+    /// One bit for each side.
+    finished: AtomicU8,
+}
+
+/// A side of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Whoever opened it.
+    Downstream = 1,
+    /// Its destination.
+    Upstream = 2,
 }
 
 impl Traffic {
@@ -214,6 +225,16 @@ impl Traffic {
     /// Counts bytes delivered from the destination to the side that opened the connection.
     pub fn add_from_upstream(&self, bytes: u64) {
         self.from_upstream.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A side has finished sending, and all of it has been delivered with the end.
+    pub fn finished(&self, end: End) {
+        self.finished.fetch_or(end as u8, Ordering::Relaxed);
+    }
+
+    /// Whether it has.
+    pub fn has_finished(&self, end: End) -> bool {
+        self.finished.load(Ordering::Relaxed) & end as u8 != 0
     }
 
     /// Raises these totals to those of `other` and returns by how much. Several threads may do it at once: what one has

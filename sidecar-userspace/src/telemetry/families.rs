@@ -13,6 +13,7 @@ use super::{
     CloseReason, Direction, NotEncrypted, Security,
     access_log::LostLines,
     istio::{self, Peers},
+    limit,
     live::Live,
     mtls,
 };
@@ -193,7 +194,12 @@ fn describe(recorder: &dyn Recorder) {
         ("sidecar_bytes_total", "Application bytes delivered, by the side that they came from."),
         ("sidecar_access_log_dropped_total", "Access log lines lost because standard output was not read or failed."),
         ("sidecar_log_dropped_total", "Lines of the sidecar's own log lost for the same reasons at standard error."),
-        ("sidecar_accept_errors_total", "Accepts that failed for lack of descriptors or memory."),
+        ("sidecar_accept_errors_total", "Accepts that failed, by what is short."),
+        (
+            limit::REACHED_TOTAL,
+            "Times that a bound of the configuration was reached, and what became of who came then.",
+        ),
+        ("sidecar_connect_errors_total", "Dials that failed for a reason of this machine, by what is short."),
         ("sidecar_connection_limit_waits_total", "Times that the limit of open connections kept further ones waiting."),
         (
             "sidecar_uncaptured_connections_total",

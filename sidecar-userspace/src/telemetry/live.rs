@@ -17,7 +17,7 @@ use crate::{
     id::SpiffeId,
 };
 
-use super::{CloseReason, Direction, Security, Traffic, istio::Series};
+use super::{CloseReason, Direction, End, Security, Traffic, istio::Series};
 
 /// One open connection, as everyone but its owner sees it.
 pub(super) struct Live {
@@ -94,6 +94,17 @@ impl Live {
     pub(super) fn close(&self, reason: CloseReason) {
         if self.told.set(reason).is_ok() {
             self.told_now.notify_one();
+        }
+    }
+
+    /// Asks for a clean end if the application, which is gone, has finished: nobody reads what may still come for it.
+    pub(super) fn end_without_application(&self) {
+        let application = match self.direction {
+            Direction::Outbound => End::Downstream,
+            Direction::Inbound => End::Upstream,
+        };
+        if self.traffic.has_finished(application) {
+            self.close(CloseReason::Completed);
         }
     }
 

@@ -61,9 +61,22 @@ impl ConnectionTable {
         self.len() == 0
     }
 
+    /// How many of one direction are open.
+    pub fn count(&self, direction: Direction) -> usize {
+        let mut count = 0;
+        self.for_each(|live| count += usize::from(live.direction == direction));
+        count
+    }
+
     /// Asks all of them to end. One that has been asked before keeps its first reason.
     pub fn close_all(&self, reason: CloseReason) {
         self.for_each(|live| live.close(reason));
+    }
+
+    /// The application is gone: asks those to end of which it had finished its side, and all that it sent was delivered.
+    /// The kernel answers what may still come for it with a reset, as without us.
+    pub fn end_without_application(&self) {
+        self.for_each(Live::end_without_application);
     }
 
     /// Asks those on which no byte moved for `limit` to end, and returns when to call it again.

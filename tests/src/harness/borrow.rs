@@ -8,16 +8,16 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::libc;
+use nix::{libc, unistd::Pid};
 use socket2::{Socket, Type};
 
-use super::{Process, process::pidfd_open};
+use super::process::pidfd_open;
 
 /// Copies of the TCP sockets of `process` that are `wanted`. A connection ends with the last copy.
-pub fn sockets_of(process: &Process, wanted: impl Fn(&Socket) -> bool) -> Result<Vec<Socket>> {
-    let owner = pidfd_open(process.pid())?;
+pub fn sockets_of(process: Pid, wanted: impl Fn(&Socket) -> bool) -> Result<Vec<Socket>> {
+    let owner = pidfd_open(process)?;
     let mut sockets = vec![];
-    for entry in fs::read_dir(format!("/proc/{}/fd", process.pid()))? {
+    for entry in fs::read_dir(format!("/proc/{process}/fd"))? {
         let entry = entry?;
         // A descriptor may be closed while they are listed.
         if !fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:")) {

@@ -150,6 +150,12 @@ impl Puppet {
         Ok(self.must(Order::Accepted)?.accepted)
     }
 
+    /// Has it end by itself, and waits for that.
+    pub fn leave(mut self) -> Result<()> {
+        self.process.close_stdin();
+        self.process.finish(PATIENCE).map(drop)
+    }
+
     /// Its process.
     pub fn process(&self) -> &Process {
         &self.process

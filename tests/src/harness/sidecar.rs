@@ -3,9 +3,16 @@
 use std::{env, fs, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
-use super::{Metrics, PATIENCE, Pod, Process, Sample, eventually, lacking::without_helper};
+use super::{
+    Metrics, PATIENCE, Pod, Process, Sample, eventually,
+    family::{children, wait_for_end},
+    lacking::without_helper,
+};
 
 /// The binary under test: `$SIDECAR_BIN`, else the one built beside this test.
 fn sidecar_binary() -> Result<PathBuf> {
@@ -38,7 +45,7 @@ pub(super) fn built_beside(name: &str) -> Result<PathBuf> {
 #[derive(Debug)]
 pub struct Sidecar {
     pod: Arc<Pod>,
-    /// Its process.
+    /// Its supervisor: the process that was started, and whose output is that of both.
     pub process: Process,
 }
 
@@ -165,45 +172,113 @@ impl Sidecar {
         list.map(Vec::len).with_context(|| format!("no list of connections: {table}"))
     }
 
-    /// Descriptors that it has open.
+    /// Its worker, if there is one now.
+    pub fn worker(&self) -> Result<Pid> {
+        children(self.process.pid())
+            .first()
+            .copied()
+            .with_context(|| format!("it has no worker{}", self.process.output()))
+    }
+
+    /// A line of its worker's `/proc/PID/status`, such as `CapEff:`.
+    pub fn worker_status(&self, key: &str) -> Result<String> {
+        status(self.worker()?, key)
+    }
+
+    /// Its processes.
+    pub fn pids(&self) -> Vec<Pid> {
+        [vec![self.process.pid()], children(self.process.pid())].concat()
+    }
+
+    fn sum<T: std::iter::Sum>(&self, of: impl FnMut(Pid) -> Result<T>) -> Result<T> {
+        self.pids().into_iter().map(of).sum()
+    }
+
+    /// Descriptors that both have open.
     pub fn descriptors(&self) -> Result<usize> {
-        Ok(fs::read_dir(format!("/proc/{}/fd", self.process.pid()))?.count())
+        self.sum(descriptors)
+    }
+
+    /// Descriptors that its worker has open.
+    pub fn descriptors_of_worker(&self) -> Result<usize> {
+        descriptors(self.worker()?)
+    }
+
+    /// Descriptors that its supervisor has open.
+    pub fn descriptors_of_supervisor(&self) -> Result<usize> {
+        descriptors(self.process.pid())
     }
 
     /// Memory of its own, in KiB: neither shared nor mapped from files.
     pub fn anonymous_kib(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
-        let value = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-        Ok(value.trim().trim_end_matches(" kB").parse()?)
+        self.sum(|pid| Ok(status(pid, "RssAnon:")?.trim_end_matches(" kB").parse::<u64>()?))
     }
 
     /// Processor time that its threads have used so far.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let mut total = 0;
-        for task in fs::read_dir(format!("/proc/{}/task", self.process.pid()))? {
-            // The first field: nanoseconds on a processor (proc_pid_schedstat(5)).
-            let text = fs::read_to_string(task?.path().join("schedstat"))?;
-            total += text.split(' ').next().context("an empty schedstat")?.parse::<u64>()?;
-        }
-        Ok(Duration::from_nanos(total))
+        self.sum(|pid| {
+            let mut total = 0;
+            for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+                // The first field: nanoseconds on a processor (proc_pid_schedstat(5)).
+                let text = fs::read_to_string(task?.path().join("schedstat"))?;
+                total += text.split(' ').next().context("an empty schedstat")?.parse::<u64>()?;
+            }
+            Ok(Duration::from_nanos(total))
+        })
     }
 
     /// Pages that it has in memory.
     pub fn resident_pages(&self) -> Result<u64> {
-        let statm = fs::read_to_string(format!("/proc/{}/statm", self.process.pid()))?;
-        Ok(statm.split(' ').nth(1).context("a short statm")?.parse()?)
+        self.sum(|pid| {
+            let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+            Ok(statm.split(' ').nth(1).context("a short statm")?.parse::<u64>()?)
+        })
     }
 
-    /// Sends a signal.
+    /// Sends a signal: those that stop and go on, and the one that kills, to both; any other to the supervisor, which is who
+    /// is meant.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        self.process.signal(signal)
+        let workers = match signal {
+            Signal::SIGSTOP | Signal::SIGCONT | Signal::SIGKILL => children(self.process.pid()),
+            _ => Vec::new(),
+        };
+        self.process.signal(signal)?;
+        for worker in workers {
+            // One that was about to end has ended.
+            let _ = kill(worker, signal);
+        }
+        Ok(())
     }
 
-    /// Kills it and waits for its end.
+    /// Kills both and waits for their end.
     pub fn kill(&mut self) -> Result<()> {
+        let workers = children(self.process.pid());
         self.signal(Signal::SIGKILL)?;
+        for worker in workers {
+            wait_for_end(worker, PATIENCE)?;
+        }
         self.process.wait(PATIENCE).map(drop)
     }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        if self.process.is_running() {
+            // Its output says what went wrong, if something did.
+            let _ = self.kill();
+        }
+    }
+}
+
+fn descriptors(pid: Pid) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// A line of `/proc/PID/status`, without its name.
+fn status(pid: Pid, key: &str) -> Result<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    Ok(line.with_context(|| format!("no {key} in {status}"))?.trim().to_owned())
 }
 
 /// Arguments and variables of one command for another.

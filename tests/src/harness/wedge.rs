@@ -41,8 +41,10 @@ impl Wedge {
 
 impl Drop for Wedge {
     fn drop(&mut self) {
-        // Fails only if the thread is gone.
-        let _ = ptrace::detach(self.thread, None);
+        // Fails only if the thread is dead or dying; then nobody sees its end before its tracer has.
+        if ptrace::detach(self.thread, None).is_err() {
+            let _ = waitpid(self.thread, Some(WaitPidFlag::__WALL));
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl Beside {
     pub(crate) fn dial(&mut self, to: SocketAddr, offer: Transports) -> Result<Dialled> {
         let handle = self.0.make(to)?;
         let fresh = |socket: &Socket| address(socket.local_addr()).is_some_and(|local| local.port() == 0);
-        let mut sockets = sockets_of(self.0.process(), fresh)?;
+        let mut sockets = sockets_of(self.0.process().pid(), fresh)?;
         ensure!(sockets.len() == 1, "{sockets:?}");
         let socket = sockets.remove(0);
         mesh_offer(&socket, offer).context("offer")?;
@@ -54,7 +54,11 @@ pub(crate) fn accepted_from(sidecar: &Sidecar, client: SocketAddr) -> Result<Soc
     let mut found = None;
     eventually(PATIENCE, || {
         let is_it = |socket: &Socket| address(socket.peer_addr()) == Some(client);
-        found = sockets_of(&sidecar.process, is_it).ok().and_then(|sockets| sockets.into_iter().next());
+        found = sidecar
+            .worker()
+            .and_then(|worker| sockets_of(worker, is_it))
+            .ok()
+            .and_then(|sockets| sockets.into_iter().next());
         found.is_some()
     });
     found.with_context(|| format!("the sidecar holds no connection from {client}{}", sidecar.process.output()))

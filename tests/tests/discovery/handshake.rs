@@ -123,7 +123,7 @@ fn no_socket_of_an_application_carries_it() -> Result<()> {
     // An application cannot ask for it, and its legs to the proxy and its direct connections say nothing.
     let mut app = Puppet::start(&world.client)?;
     let handle = app.make(TO_V4)?;
-    let sockets = sockets_of(app.process(), |socket| address(socket.peer_addr()).is_none())?;
+    let sockets = sockets_of(app.process().pid(), |socket| address(socket.peer_addr()).is_none())?;
     ensure!(sockets.len() == 1 && mesh_offer(&sockets[0], BOTH).is_err(), "{sockets:?}");
     drop(sockets);
     app.must(sidecar_tests::agent::puppet::Order::Close(handle))?;

@@ -73,6 +73,10 @@ fn thousands_of_clients_that_do_not_go_on_keep_no_other_from_being_served_and_ar
     }
     drop(streams);
     let server = stage.server()?;
+    for outcome in ["waited", "refused"] {
+        let labels = [("limit", "mtls.max_handshakes"), ("outcome", outcome)];
+        ensure!(server.metrics()?.sum("sidecar_limit_reached_total", &labels) > 0.0, "nobody is counted: {outcome}");
+    }
     ensure!(eventually(PATIENCE, || server.live().is_ok_and(|live| live == 0)), "{} are left", server.live()?);
     ensure!(stage.service.accepted()?.len() == served, "the application heard of others");
     stage.app.visit(TO_V4).map(drop)

@@ -110,7 +110,7 @@ figures! {
         ("connection_anonymous_both", "anonymous memory of all proxies per idle connection (1000 of them)", "kB"),
     ConnectionPss = ("connection_pss", "proportional set size per idle connection (1000 of them)", "kB"),
     Start = ("start", "process start to first captured byte", "ms"),
-    Stop = ("stop", "SIGTERM to exit, no connection open", "ms"),
+    Stop = ("stop", "SIGTERM to exit, no connection open, the application not waited for", "ms"),
     KillToDirect = ("kill_to_direct", "kill -9 to first byte that goes direct", "ms"),
 }
 

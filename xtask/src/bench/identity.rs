@@ -22,7 +22,7 @@ pub(super) fn issue(sidecar: &Path, folder: &Folder, pods: &[&Pod]) -> Result<()
     command("init", &["--trust-domain", TRUST_DOMAIN])?;
     pods.iter().try_for_each(|pod| {
         let out = of(folder, pod).display().to_string();
-        command("issue", &["--namespace", "pods", "--service-account", pod.name, "--out", &out])
+        command("issue", &["--namespace", "pods", "--service-account", &pod.name, "--out", &out])
     })
 }
 

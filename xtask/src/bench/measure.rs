@@ -3,7 +3,6 @@
 use super::{
     Extent,
     figure::{Figure, Group},
-    memory::Memory,
     mode::Mode,
     rig::{Kit, Rig, time_told},
     samples::Samples,
@@ -11,7 +10,7 @@ use super::{
 use crate::{
     interrupt,
     load::{READY, bulk, latency, now_us, probe::Path as Way, serve},
-    world::{World, wait},
+    world::{World, memory::Memory, pod::Place, wait},
 };
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -206,16 +205,19 @@ impl Round<'_> {
     }
 
     fn memory(&mut self) -> Result<()> {
-        let Some(pid) = self.rig.client.as_ref().map(|proxy| proxy.pid()) else { return Ok(()) };
+        if self.rig.client.is_none() {
+            return Ok(());
+        }
+        let proxy = self.rig.world.client.container(Place::Sidecar).path();
         wait::pause(SETTLE)?;
-        let idle = Memory::of(pid)?;
+        let idle = Memory::of_cgroup(proxy)?;
         let both_idle = self.rig.anonymous()?;
         self.add(Figure::IdleAnonymous, idle.anonymous / 1e6);
         self.add(Figure::IdlePss, idle.pss / 1e6);
         let mut holder = self.rig.start_client("holder", serve::ECHO, &["hold", "--connections", &HELD.to_string()])?;
         holder.line(0, GRACE, "its connections", |line| line == READY)?;
         wait::pause(SETTLE)?;
-        let held = Memory::of(pid)?;
+        let held = Memory::of_cgroup(proxy)?;
         let both = self.rig.anonymous()?;
         self.add(Figure::ConnectionAnonymous, (held.anonymous - idle.anonymous) / 1e3 / f64::from(HELD));
         self.add(Figure::ConnectionAnonymousBoth, (both - both_idle) / 1e3 / f64::from(HELD));

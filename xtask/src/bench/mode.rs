@@ -126,14 +126,16 @@ impl Mode {
     /// What of the sidecar's configuration differs from the defaults.
     pub(super) fn settings(self) -> &'static str {
         match self {
-            Self::Sidecar => "proxy: { workers: 1 }\n",
-            Self::SidecarFast => "proxy: { workers: 1 }\nacceleration: force\n",
-            Self::SidecarMtls => "proxy: { workers: 1 }\ncapture: { on_failure: open }\nmtls: { mode: strict }\n",
+            Self::Sidecar => "proxy: { workers: 1, drain_deadline: 0s }\n",
+            Self::SidecarFast => "proxy: { workers: 1, drain_deadline: 0s }\nacceleration: force\n",
+            Self::SidecarMtls => {
+                "proxy: { workers: 1, drain_deadline: 0s }\ncapture: { on_failure: open }\nmtls: { mode: strict }\n"
+            }
             Self::SidecarMtlsCold => {
-                "proxy: { workers: 1 }\ncapture: { on_failure: open }\nmtls: { mode: strict, spare: { per_destination: 0 } }\n"
+                "proxy: { workers: 1, drain_deadline: 0s }\ncapture: { on_failure: open }\nmtls: { mode: strict, spare: { per_destination: 0 } }\n"
             }
             Self::SidecarMtlsHybrid => {
-                "proxy: { workers: 1 }\ncapture: { on_failure: open }\nmtls: { mode: strict, post_quantum: true, spare: { per_destination: 0 } }\n"
+                "proxy: { workers: 1, drain_deadline: 0s }\ncapture: { on_failure: open }\nmtls: { mode: strict, post_quantum: true, spare: { per_destination: 0 } }\n"
             }
             Self::Direct | Self::Loopback | Self::Envoy | Self::SidecarDefault | Self::EnvoyMtls => "",
         }

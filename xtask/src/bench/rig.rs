@@ -3,13 +3,13 @@
 use super::{
     envoy::{self, Iptables},
     haproxy, identity,
-    memory::Memory,
     mode::Mode,
 };
 use crate::{
     load::{READY, now_us, probe::Path as Way, serve},
     world::{
         CLIENT, SERVER, World,
+        memory::Memory,
         pod::{Place, Pod},
         process::Process,
         sidecar::{self, Plan},
@@ -215,8 +215,9 @@ impl<'a> Rig<'a> {
 
     /// Anonymous memory of all proxies, in bytes.
     pub(super) fn anonymous(&self) -> Result<f64> {
-        let pids = [&self.client, &self.server].into_iter().flatten().map(Process::pid);
-        pids.map(|pid| Ok(Memory::of(pid)?.anonymous)).sum()
+        let proxies = [(&self.client, &self.world.client), (&self.server, &self.world.server)];
+        let running = proxies.into_iter().filter(|(proxy, _)| proxy.is_some());
+        running.map(|(_, pod)| Ok(Memory::of_cgroup(pod.container(Place::Sidecar).path())?.anonymous)).sum()
     }
 
     /// Fails when a proxy has ended by itself.

@@ -28,11 +28,16 @@ pub(super) fn of_sidecar(process: &Process, pod: &Pod) -> Result<State> {
     const MEMORY: u64 = 4096;
     /// Sockets of the endpoints' clients.
     const DESCRIPTORS: u64 = 4;
-    let (pid, name) = (process.pid(), pod.name);
-    let status = read(&format!("/proc/{pid}/status"))?;
-    let memory =
-        status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).context("count open descriptors")?.count();
+    let (pid, name) = (process.pid(), &pod.name);
+    let (mut memory, mut descriptors) = (0, 0);
+    for pid in process.pids() {
+        let status = read(&format!("/proc/{pid}/status"))?;
+        let kib =
+            status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
+        memory += kib.unwrap_or(0_u64);
+        descriptors += fs::read_dir(format!("/proc/{pid}/fd")).context("count open descriptors")?.count();
+    }
+    anyhow::ensure!(memory > 0, "no RssAnon");
     let metrics = sidecar::metrics(pod)?;
     let aborted = metrics.sum("sidecar_connections_closed_total", &[("reason", "aborted")]);
     Ok(vec![
@@ -45,7 +50,7 @@ pub(super) fn of_sidecar(process: &Process, pod: &Pod) -> Result<State> {
         ),
         figure(format!("{name}: relays that ended for no known reason"), aborted as u64, 0),
         figure(format!("{name}: open descriptors of the sidecar"), descriptors as u64, DESCRIPTORS),
-        figure(format!("{name}: anonymous memory of the sidecar, KiB"), memory.context("no RssAnon")?, MEMORY),
+        figure(format!("{name}: anonymous memory of the sidecar, KiB"), memory, MEMORY),
     ])
 }
 

@@ -47,7 +47,7 @@ pub(super) fn captured(stage: &mut Stage<'_>, story: &mut Story) -> Result<()> {
 
 /// The access record of the request in one sidecar; gives the address of who opened the connection.
 fn recorded(story: &mut Story, side: &mut Side<'_>, direction: &str) -> Result<Option<SocketAddr>> {
-    let pod = side.pod.name;
+    let pod = &side.pod.name;
     let line = logged(side, direction)?;
     story.say(format!("access log of the {pod} pod's sidecar:"));
     story.show(&line);

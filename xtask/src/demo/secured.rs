@@ -66,7 +66,7 @@ fn identities(stage: &mut Stage<'_>, story: &mut Story) -> Result<Authority> {
     in_the_clear(stage, story)?;
     let begin = Instant::now();
     let authority = Authority::make(stage.sidecar(), stage.world.folder.path())?;
-    let configs = [(stage.client.pod.name, WELCOME), (stage.server.pod.name, "nginx")].map(|(pod, account)| {
+    let configs = [(&stage.client.pod.name, WELCOME), (&stage.server.pod.name, "nginx")].map(|(pod, account)| {
         let at = authority.issue(pod, account)?;
         let at = at.display();
         let files = format!("{{ cert: {at}/cert.pem, key: {at}/key.pem, roots: {at}/roots.pem }}");
@@ -122,7 +122,7 @@ fn request(stage: &mut Stage<'_>, story: &mut Story) -> Result<()> {
 /// Whom the rules do not name.
 fn stranger(stage: &mut Stage<'_>, story: &mut Story, authority: &Authority) -> Result<()> {
     let url = format!("http://{SERVER}:{}/", nginx::PORT);
-    authority.issue(stage.client.pod.name, STRANGER)?;
+    authority.issue(&stage.client.pod.name, STRANGER)?;
     story.say("the client's sidecar is given the identity of a service account that no rule names");
     let refused = || Ok(stage.curl("curl-stranger", &[&url]).err());
     let error = wait::until(Duration::from_secs(5), "a refusal", refused);
@@ -132,7 +132,7 @@ fn stranger(stage: &mut Stage<'_>, story: &mut Story, authority: &Authority) -> 
     // Nothing was said about the application: no answer, and no connection that is refused or that nobody takes.
     let reset = error.is_ok_and(|error| error.to_string().contains("Connection reset by peer"));
     story.check(reset, "its request is refused: the connection is reset");
-    authority.issue(stage.client.pod.name, WELCOME)?;
+    authority.issue(&stage.client.pod.name, WELCOME)?;
     let answered = || Ok(stage.curl("curl-welcome", &[&url]).ok());
     let answer = wait::until(Duration::from_secs(5), "an answer", answered);
     story.check(answer.is_ok(), "with the identity that the rule names it is answered again, with no restart");
@@ -143,7 +143,7 @@ fn stranger(stage: &mut Stage<'_>, story: &mut Story, authority: &Authority) -> 
 fn rotation(stage: &mut Stage<'_>, story: &mut Story, authority: &Authority) -> Result<()> {
     let load = Load::start(stage, "load-rotation")?;
     wait::pause(SPAN)?;
-    for (pod, account) in [(stage.client.pod.name, WELCOME), (stage.server.pod.name, "nginx")] {
+    for (pod, account) in [(&stage.client.pod.name, WELCOME), (&stage.server.pod.name, "nginx")] {
         authority.issue(pod, account)?;
         wait::pause(SPAN)?;
     }

@@ -11,7 +11,7 @@ use super::{
 const SOURCES: &str = "sidecar-userspace/src/";
 
 /// Plain values that everything may name.
-const GROUND: &[&str] = &["addr", "id", "io", "config", "proxy_protocol"];
+const GROUND: &[&str] = &["addr", "id", "io", "config", "proxy_protocol", "control"];
 
 /// State that outlives a connection.
 const STATE: &[&str] = &["identity", "telemetry", "lifecycle"];
@@ -35,6 +35,10 @@ const MAY_IMPORT: &[(&str, &[&[&str]])] = &[
     ("io", &[]),
     ("config", &[&["addr", "id", "io"]]),
     ("proxy_protocol", &[]),
+    // The language of supervisor and worker: it knows neither.
+    ("control", &[]),
+    // What is given up, told in values.
+    ("sandbox", &[&["config"]]),
     ("identity", &[GROUND]),
     ("telemetry", &[GROUND]),
     ("lifecycle", &[GROUND]),
@@ -58,8 +62,21 @@ const MAY_IMPORT: &[(&str, &[&[&str]])] = &[
     ("admin", &[GROUND, STATE]),
     // The authority at work: files and certificates, no connections.
     ("ca", &[GROUND, STATE]),
-    ("supervisor", &[GROUND, STATE, STAGES, &["pod", "serve"]]),
-    ("app", &[GROUND, STATE, STAGES, PROTECTION, STORIES, TUNNELS, &["pod", "serve", "supervisor"]]),
+    // It carries nothing; of the admin interface it binds the socket.
+    ("supervisor", &[GROUND, STATE, &["redirect", "net", "pod", "admin"]]),
+    // The worker process. It knows no aya, no pod and no supervisor: what it needs of them is lent.
+    (
+        "app",
+        &[
+            GROUND,
+            STATE,
+            &["detect", "tls", "policy", "relay", "net"],
+            PROTECTION,
+            STORIES,
+            TUNNELS,
+            &["serve", "sandbox"],
+        ],
+    ),
     ("cli", &[GROUND, STATE, STAGES, STORIES, TUNNELS, &["pod", "serve", "supervisor", "app"]]),
     ("main", &[GROUND, &["app", "cli", "supervisor", "lifecycle"]]),
 ];

@@ -62,7 +62,11 @@ impl Cgroup {
 
     fn remove(&self) -> io::Result<()> {
         // Kills everything below as well, and nothing can fork its way out.
-        fs::write(self.path.join("cgroup.kill"), "1")?;
+        match fs::write(self.path.join("cgroup.kill"), "1") {
+            // Gone with its parent.
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            killed => killed?,
+        }
         let end = Instant::now() + Duration::from_secs(5);
         loop {
             match remove_tree(&self.path) {

@@ -16,7 +16,7 @@ impl Metrics {
         Ok(Self::parse(&http::get(pod, port, "/metrics")?))
     }
 
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
             // Label values may hold spaces; the value is what follows the last one.
             let (series, value) = line.rsplit_once(' ')?;

@@ -17,8 +17,8 @@ use std::{
 
 /// One pod.
 pub(crate) struct Pod {
-    /// `client` or `server`.
-    pub(crate) name: &'static str,
+    /// What it is called in messages and files.
+    pub(crate) name: String,
     /// Its address on the veth.
     pub(crate) address: Ipv4Addr,
     /// Its network namespace.
@@ -41,10 +41,10 @@ pub(crate) enum Place {
 
 impl Pod {
     /// A pod whose network has no link yet.
-    pub(super) fn new(name: &'static str, address: Ipv4Addr, path: &Path) -> Result<Self> {
+    pub(crate) fn new(name: &str, address: Ipv4Addr, path: &Path) -> Result<Self> {
         let cgroup = Cgroup::new(path)?;
         let [app, sidecar] = [Cgroup::new(&path.join("app"))?, Cgroup::new(&path.join("sidecar"))?];
-        Ok(Self { name, address, netns: Netns::new()?, app, sidecar, cgroup })
+        Ok(Self { name: name.to_owned(), address, netns: Netns::new()?, app, sidecar, cgroup })
     }
 
     /// The cgroup of one of its containers.

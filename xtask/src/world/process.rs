@@ -51,6 +51,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Its process id, and those of its children: the sidecar is a supervisor and its worker.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        [vec![self.pid()], children(self.pid())].concat()
+    }
+
     /// What it has written to standard output so far.
     pub(crate) fn output(&self) -> Result<String> {
         fs::read_to_string(&self.output).with_context(|| format!("cannot read {}", self.output.display()))
@@ -109,11 +114,17 @@ impl Process {
         self.until(limit, what, || Ok(complete_lines(&output)?.into_iter().skip(skip).find(|line| accept(line))))
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal; one that kills goes to its children as well.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let children = if signal == Signal::SIGKILL { children(self.pid()) } else { Vec::new() };
         // The child has not been waited for, so its id cannot have gone to another process.
         kill(Pid::from_raw(self.pid().cast_signed()), signal)
-            .with_context(|| format!("cannot send {signal} to {}", self.name))
+            .with_context(|| format!("cannot send {signal} to {}", self.name))?;
+        for child in children {
+            // It may have ended with its parent.
+            let _ = kill(Pid::from_raw(child.cast_signed()), signal);
+        }
+        Ok(())
     }
 
     /// Waits for its end.
@@ -149,6 +160,17 @@ impl Process {
     }
 }
 
+/// The processes whose parent this is (proc_pid_stat(5): the second field after the name in parentheses).
+fn children(parent: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    let parent_of = |number: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{number}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    };
+    numbers.filter(|number| parent_of(number) == Some(parent)).collect()
+}
+
 /// A last line without its end is still being written.
 fn complete_lines(path: &Path) -> Result<Vec<String>> {
     let output = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -158,6 +180,9 @@ fn complete_lines(path: &Path) -> Result<Vec<String>> {
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended already; then there is nothing to do, and no one to tell.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.signal(Signal::SIGKILL);
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

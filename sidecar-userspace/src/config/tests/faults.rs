@@ -16,11 +16,11 @@ fn keys_that_do_not_exist_are_reported_with_what_was_meant() {
         ),
         (
             "x: 1\n",
-            "f:1:1: unknown key `x`; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `telemetry`",
+            "f:1:1: unknown key `x`; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`",
         ),
         (
             "1: 2\n",
-            "f:1:1: unknown key `1`; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `telemetry`",
+            "f:1:1: unknown key `1`; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`",
         ),
         (
             "capture:\n  maps: { x: &x 1 }\n",
@@ -208,7 +208,7 @@ fn all_faults_of_all_layers_come_at_once_and_in_order() {
         "capture.outbund.port=1",
         "=1",
     ]);
-    let faults = load(&Sources { file: Some(file.0.clone()), env, overrides }).unwrap_err();
+    let faults = load(&Sources { file: Some(file.0.clone()), env, overrides, text: None }).unwrap_err();
     let expected = "\
 f:2:3: unknown key `capture.on_fail`; did you mean `on_failure`?
 f:3:18: capture.maps.flows: `0` is not allowed; expected a whole number from 1 to 16777216
@@ -219,7 +219,7 @@ SIDECAR_CAPTURE_ON_FAILURE: capture.on_failure: `maybe` is not allowed; expected
 SIDECAR_LOG_LEVEL: unknown variable; did you mean `SIDECAR_TELEMETRY_LOG_LEVEL`?
 SIDECAR_POD_WORKLOAD: the variable is not UTF-8 text
 SIDECAR_XYZ: unknown variable; `sidecar config schema` lists all
---set : unknown key ``; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `telemetry`
+--set : unknown key ``; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`
 --set capture: `capture` is a section, not a value; set a key in it: `outbound`, `inbound`, `on_failure`, `heartbeat_max_age`, `maps`
 --set capture.on_failure: expected `--set KEY=VALUE`, such as `--set capture.on_failure=closed`
 --set capture.outbound.exclude_ports: capture.outbound.exclude_ports: `x` is not allowed; expected a whole number from 1 to 65535

@@ -21,6 +21,8 @@ proxy:
   socket_buffer: 32KiB
   keepalive: 1m
   drain_deadline: 0s
+  hung_after: 7s
+  user: '1337:1338'
   proxy_protocol_ports: [5432]
 acceleration: auto
 identity:
@@ -47,6 +49,7 @@ authorization:
       - { principals: ['*/sa/x', spiffe://td.example/ns/a/*], namespaces: [a, b] }
       - { cidrs: [192.0.2.0/24] }
   - { name: web, action: allow, ports: [80, 443] }
+lifecycle: { exit_with_application: true }
 telemetry:
   metrics: 0.0.0.0:1020
   health: '[::1]:1021'
@@ -90,6 +93,8 @@ pub(super) fn full() -> Config {
             socket_buffer: Some(32768),
             keepalive: Duration::from_secs(60),
             drain_deadline: Duration::ZERO,
+            hung_after: Duration::from_secs(7),
+            user: Some(User { uid: 1337, gid: 1338 }),
             proxy_protocol_ports: vec![5432],
         },
         identity: Identity {
@@ -103,6 +108,7 @@ pub(super) fn full() -> Config {
         },
         mtls: full_mtls(),
         authorization: full_authorization(),
+        lifecycle: Lifecycle { exit_with_application: true },
         telemetry: Telemetry {
             metrics: "0.0.0.0:1020".parse().unwrap(),
             health: "[::1]:1021".parse().unwrap(),

@@ -41,6 +41,8 @@ proxy:
   socket_buffer: null
   keepalive: 3m
   drain_deadline: 5s
+  hung_after: 3s
+  user: null
   proxy_protocol_ports: []
 acceleration: \"off\"
 identity:
@@ -73,6 +75,8 @@ mtls:
   hbone_port: 15008
   workloads: []
 authorization: []
+lifecycle:
+  exit_with_application: false
 telemetry:
   metrics: \"[::]:15020\"
   health: \"[::]:15021\"
@@ -148,7 +152,7 @@ fn flag_beats_environment_beats_file_beats_default() {
         (false, &[], &["proxy.workers=5", "proxy.workers=6"], 6, "--set proxy.workers".into()),
     ] {
         let file = with_file.then(|| file.0.clone());
-        let loaded = load(&Sources { file, env: pairs(env), overrides: strings(flags) }).unwrap();
+        let loaded = load(&Sources { file, env: pairs(env), overrides: strings(flags), ..Sources::default() }).unwrap();
         assert_eq!(loaded.config.proxy.workers, workers, "{origin}");
         assert_eq!(loaded.origin("proxy.workers").to_string(), origin);
         assert_eq!(loaded.to_json_with_origins()["proxy.workers"]["origin"], origin);
@@ -203,4 +207,29 @@ fn the_schema_knows_every_key_and_nothing_else() {
     found.sort();
     paths.sort();
     assert_eq!(found, paths);
+}
+
+#[test]
+fn a_snapshot_is_the_configuration_as_it_was_read() {
+    let file = TestFile::new("proxy:\n  workers: 3\n");
+    let sources = Sources {
+        file: Some(file.0.clone()),
+        env: pairs(&[("SIDECAR_PROXY_MAX_CONNECTIONS", "4"), ("SECRET", "x")]),
+        overrides: strings(&["proxy.max_connecting=5"]),
+        ..Sources::default()
+    };
+    let first = load(&sources).unwrap();
+    let bytes = first.snapshot().to_bytes();
+    assert!(!String::from_utf8_lossy(&bytes).contains("SECRET"));
+    fs::write(&file.0, "proxy:\n  workers: 7\n  max_buffer: soon\n").unwrap();
+    let passed_on = Snapshot::from_bytes(&bytes).unwrap().load().unwrap();
+    assert_eq!(passed_on.config, first.config);
+    for key in ["proxy.workers", "proxy.max_connections", "proxy.max_connecting", "proxy.keepalive"] {
+        assert_eq!(passed_on.origin(key), first.origin(key), "{key}");
+    }
+    let faults = first.snapshot().read_again().unwrap().load().unwrap_err().to_string();
+    assert!(faults.starts_with(&format!("{}:3:15: ", file.0.display())), "{faults}");
+    fs::remove_file(&file.0).unwrap();
+    assert!(first.snapshot().read_again().is_err());
+    assert!(Snapshot::from_bytes(b"{}").is_err());
 }

@@ -12,7 +12,7 @@ use crate::{
     config::Transport,
     hbone::{Asked, Tunnel, chunk::Chunk, liveness::Seat, secure::Carrier},
     serve::{Accepted, Application},
-    telemetry::{CloseReason, Direction, Security},
+    telemetry::{CloseReason, Direction, Limit, Security},
 };
 
 /// Carries one tunnel to the application, which sees the client as its peer.
@@ -72,11 +72,16 @@ async fn admit(
         tracing::info!(client = %asked.client, to = %asked.to, "denied: the sidecar's own port");
         return Err(CloseReason::OwnPort);
     }
-    let free = Arc::clone(&server.0.slots).acquire_owned();
-    match timeout(shared.mtls.config.handshake_timeout, free).await {
-        Ok(Ok(slot)) => Ok(slot),
-        Ok(Err(_)) | Err(_) => Err(CloseReason::ConnectFailed),
+    if let Ok(slot) = Arc::clone(&server.0.slots).try_acquire_owned() {
+        return Ok(slot);
     }
+    Limit::Tunnels.waited();
+    let free = Arc::clone(&server.0.slots).acquire_owned();
+    if let Ok(Ok(slot)) = timeout(shared.mtls.config.handshake_timeout, free).await {
+        return Ok(slot);
+    }
+    Limit::Tunnels.refused();
+    Err(CloseReason::ConnectFailed)
 }
 
 /// It goes nowhere.

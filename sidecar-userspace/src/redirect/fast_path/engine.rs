@@ -1,9 +1,6 @@
 //! The programs of the fast path, loaded, and the passes that bring connections onto it.
 
-use std::{
-    io::{self, Read as _},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::io::{self, Read as _};
 
 use aya::{
     Ebpf,
@@ -84,7 +81,7 @@ impl Maps {
 
 /// The loaded fast path.
 pub(super) struct Engine {
-    ebpf: Arc<Mutex<Ebpf>>,
+    ebpf: Ebpf,
     maps: Maps,
     switch: Switch,
 }
@@ -92,25 +89,19 @@ pub(super) struct Engine {
 impl Engine {
     /// Reads the kernel's types, has the kernel verify the programs and attaches them to the maps, which are empty yet. `netns` is
     /// the cookie of the pod's network namespace, which must be this thread's.
-    pub(super) fn load(ebpf: Arc<Mutex<Ebpf>>, mut maps: Maps, netns: u64) -> Result<Self, Error> {
+    pub(super) fn load(mut ebpf: Ebpf, mut maps: Maps, netns: u64) -> Result<Self, Error> {
         let KernelTypes { fields, iterator } = kernel_types::read()?;
         maps.fields.set(0, fields, 0).map_err(map_error("KERNEL_FIELDS", "written"))?;
-        {
-            let mut ebpf = lock(&ebpf);
-            let refused = |program| move |error| Error::Program { program, words: refusal(&error) };
-            iterator_of(&mut ebpf)
-                .and_then(|program| program.load("tcp", &iterator))
-                .map_err(refused(SOCKET_PROGRAM))?;
-            let senders =
-                maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
-            // Attached before the first insertion: a socket takes its program from the map when it comes in.
-            message_program(&mut ebpf)
-                .and_then(|program| {
-                    program.load()?;
-                    program.attach(&senders)
-                })
-                .map_err(refused(MESSAGE_PROGRAM))?;
-        }
+        let refused = |program| move |error| Error::Program { program, words: refusal(&error) };
+        iterator_of(&mut ebpf).and_then(|program| program.load("tcp", &iterator)).map_err(refused(SOCKET_PROGRAM))?;
+        let senders = maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
+        // Attached before the first insertion: a socket takes its program from the map when it comes in.
+        message_program(&mut ebpf)
+            .and_then(|program| {
+                program.load()?;
+                program.attach(&senders)
+            })
+            .map_err(refused(MESSAGE_PROGRAM))?;
         let mut engine = Self { ebpf, maps, switch: Switch { netns, ..Switch::default() } };
         engine.write()?;
         Ok(engine)
@@ -158,16 +149,13 @@ impl Engine {
     fn walk(&mut self, step: u32) -> Result<(), Error> {
         self.switch.step = step;
         self.write()?;
-        let iterator = {
-            let mut ebpf = lock(&self.ebpf);
-            let attach = |program: &mut Iter| {
-                let link = program.attach()?;
-                program.take_link(link)
-            };
-            iterator_of(&mut ebpf)
-                .and_then(attach)
-                .map_err(|error| Error::Program { program: SOCKET_PROGRAM, words: refusal(&error) })?
+        let attach = |program: &mut Iter| {
+            let link = program.attach()?;
+            program.take_link(link)
         };
+        let iterator = iterator_of(&mut self.ebpf)
+            .and_then(attach)
+            .map_err(|error| Error::Program { program: SOCKET_PROGRAM, words: refusal(&error) })?;
         let mut file = iterator.into_file().map_err(|error| Error::Pass(io::Error::other(error)))?;
         // The program writes nothing: the end comes when every socket was seen, or `EAGAIN` in the middle of many.
         let mut nothing = [0; 64];
@@ -180,11 +168,6 @@ impl Engine {
             }
         }
     }
-}
-
-fn lock(ebpf: &Arc<Mutex<Ebpf>>) -> MutexGuard<'_, Ebpf> {
-    // A panic elsewhere leaves programs that still work.
-    ebpf.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Program {

@@ -10,8 +10,7 @@ use std::{
 
 use serde_json::{Value as Json, json};
 
-use super::probe::Report;
-use crate::redirect::programs::OBJECT;
+use crate::{lifecycle::fast_path::Report, redirect::programs::OBJECT};
 
 /// Where reports are kept: beside the admin sockets, in a directory that only root may write to.
 const DIRECTORY: &str = "/run/sidecar";

@@ -11,36 +11,12 @@ use super::{
     engine::{Engine, Error},
     traps::{Ends, TRAPS, Trap},
 };
-use crate::net::scratch::Rendezvous;
-
-/// What the probe found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Messages were redirected, and arrived as they were sent.
-    pub redirects: bool,
-    /// Names of the traps in which something else was seen than without the fast path.
-    pub sprung: Vec<String>,
-    /// How long it took; zero when it was remembered from before in this boot.
-    pub took: Duration,
-}
+use crate::{
+    lifecycle::{self, fast_path::Report},
+    net::scratch::Rendezvous,
+};
 
 impl Report {
-    /// Whether nothing observable changes.
-    pub fn is_clean(&self) -> bool {
-        self.redirects && self.sprung.is_empty()
-    }
-
-    /// For people: what `acceleration: auto` makes of it.
-    pub fn verdict(&self) -> String {
-        if !self.redirects {
-            return "this kernel does not redirect".to_owned();
-        }
-        match self.sprung.as_slice() {
-            [] => format!("none of {} traps changes anything an application sees", TRAPS.len()),
-            sprung => format!("an application would see a difference: {}", sprung.join(", ")),
-        }
-    }
-
     /// As it is kept.
     pub(super) fn to_json(&self) -> Json {
         json!({ "redirects": self.redirects, "sprung": self.sprung })
@@ -50,16 +26,11 @@ impl Report {
     pub(super) fn from_json(kept: &Json) -> Option<Self> {
         let known = |name: &Json| {
             let name = name.as_str()?;
-            TRAPS.iter().any(|trap| trap.name == name).then(|| name.to_owned())
+            lifecycle::fast_path::TRAPS.contains(&name).then(|| name.to_owned())
         };
         let sprung = kept.get("sprung")?.as_array()?.iter().map(known).collect::<Option<_>>()?;
         Some(Self { redirects: kept.get("redirects")?.as_bool()?, sprung, took: Duration::ZERO })
     }
-}
-
-/// The names of all traps.
-pub fn traps() -> impl Iterator<Item = &'static str> {
-    TRAPS.iter().map(|trap| trap.name)
 }
 
 /// Plays every trap. Leaves the engine switched off.
@@ -162,6 +133,7 @@ mod tests {
     fn every_trap_has_a_name_of_its_own_and_shows_the_same_twice_by_tcp() {
         let meeting = Rendezvous::open().unwrap();
         let mut names = std::collections::HashSet::new();
+        assert!(TRAPS.iter().map(|trap| trap.name).eq(lifecycle::fast_path::TRAPS));
         for trap in TRAPS {
             assert!(names.insert(trap.name), "{}", trap.name);
             let play = || {

@@ -1,0 +1,220 @@
+//! One thread with its reactor: it beats, accepts, and carries what it accepted.
+
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    time::TimeSpec,
+    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    runtime::{self, LocalOptions},
+    sync::{OwnedSemaphorePermit, watch},
+    task::{JoinSet, coop},
+};
+
+use crate::{
+    addr::ClientAddr,
+    lifecycle::beats::Heartbeat,
+    net::{Queue, Stream},
+    telemetry::{Direction, shortage},
+};
+
+use super::{Accepted, Acceptor, Shared, TellEnd, Tunnels};
+
+/// Turns of tasks between two looks at the reactor. A turn of a stream is up to a mebibyte: with tokio's 61 a connection
+/// that became readable would wait for 61 of them.
+const TURNS: u32 = 8;
+
+pub(super) struct Worker {
+    pub(super) index: usize,
+    pub(super) acceptors: [Acceptor; 2],
+    pub(super) tunnels: Option<Tunnels>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) beat_every: Duration,
+}
+
+impl Worker {
+    /// Starts the thread; returns when its reactor runs. Connections belong to one thread for life, so nothing that they
+    /// are made of needs to be shared between threads.
+    pub(super) fn start(self, mut stopped: watch::Receiver<bool>, tell_end: TellEnd) -> io::Result<JoinHandle<()>> {
+        let (started, outcome) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new().name(format!("worker-{}", self.index)).spawn(move || {
+            let _tell_end = tell_end;
+            let mut builder = runtime::Builder::new_current_thread();
+            let runtime =
+                match builder.enable_io().enable_time().event_interval(TURNS).build_local(LocalOptions::default()) {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                        return;
+                    }
+                };
+            let _ = started.send(Ok(()));
+            runtime.block_on(async {
+                tokio::select! {
+                    () = self.work() => {}
+                    _ = stopped.wait_for(|stopped| *stopped) => {}
+                }
+            });
+        })?;
+        outcome.recv().unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked while it started")))?;
+        Ok(thread)
+    }
+
+    /// Ends only if a listener cannot be watched or the sidecar stops.
+    ///
+    /// Each loop is a task of its own: what the runtime itself runs is woken through an eventfd, a system call more and
+    /// another look at the reactor for every connection and every beat.
+    async fn work(mut self) {
+        let tunnels = self.tunnels.take();
+        let worker = Rc::new(self);
+        let mut loops = JoinSet::new();
+        for index in 0..worker.acceptors.len() {
+            let worker = Rc::clone(&worker);
+            loops.spawn_local(async move { worker.accept(&worker.acceptors[index]).await });
+        }
+        if let Some(tunnels) = tunnels {
+            loops.spawn_local(tunnels.run());
+        }
+        loops.spawn_local(async move { worker.beat().await });
+        if let Some(Err(error)) = loops.join_next().await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// A beat is due to this thread's reactor: a thread that hangs does not beat.
+    async fn beat(&self) {
+        let beats = match beats(self.beat_every) {
+            Ok(beats) => beats,
+            Err(error) => {
+                tracing::error!(%error, "the heartbeat has no timer");
+                return;
+            }
+        };
+        loop {
+            self.heartbeat.beat(self.index);
+            // Reading sets the timer off again: beats that were missed are not made up for.
+            let read = beats
+                .async_io(Interest::READABLE, |timer| nix::unistd::read(timer, &mut [0; 8]).map_err(io::Error::from));
+            if let Err(error) = read.await {
+                tracing::error!(%error, "the heartbeat's timer cannot be read");
+                return;
+            }
+        }
+    }
+
+    async fn accept(&self, acceptor: &Acceptor) {
+        let direction = acceptor.direction;
+        let queue = match acceptor.listener.try_clone().and_then(Queue::watch) {
+            Ok(queue) => queue,
+            Err(error) => {
+                tracing::error!(%error, direction = direction.label(), "the listener cannot be watched");
+                return;
+            }
+        };
+        let mut back_off = BackOff::default();
+        while queue.filled().await.is_ok() {
+            // A connection that cannot be carried now waits in the kernel's queue.
+            let Some(slot) = slot(acceptor).await else { return };
+            let accepted = match queue.accept() {
+                Ok(Some(accepted)) => accepted,
+                Ok(None) => continue,
+                Err(error) => {
+                    back_off.after(&error, direction).await;
+                    continue;
+                }
+            };
+            back_off = BackOff::default();
+            self.carry(accepted, acceptor, slot);
+            // A flood of connections must not keep this thread from those that it carries.
+            coop::consume_budget().await;
+        }
+    }
+
+    fn carry(&self, (socket, client): (socket2::Socket, ClientAddr), acceptor: &Acceptor, slot: OwnedSemaphorePermit) {
+        let downstream = match Stream::register(socket) {
+            Ok(downstream) => downstream,
+            Err(error) => {
+                tracing::warn!(%error, %client, "the connection cannot be watched");
+                return;
+            }
+        };
+        let direction = acceptor.direction;
+        let (client, source) = match direction {
+            Direction::Outbound => real_client(&downstream, client),
+            Direction::Inbound => (client, None),
+        };
+        let (at, record, shared) = (Instant::now(), None, Arc::clone(&self.shared));
+        (acceptor.carry)(Accepted { downstream, client, source, direction, at, record, shared, slot: Some(slot) });
+    }
+}
+
+/// A timer of the kernel (timerfd_create(2)): it wakes the thread once for each beat, where the runtime's own, whose wheel
+/// has slots of 64 ms for what is further away, wakes it twice.
+fn beats(every: Duration) -> io::Result<AsyncFd<OwnedFd>> {
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
+    timer.set(Expiration::Interval(TimeSpec::from_duration(every)), TimerSetTimeFlags::empty())?;
+    // SAFETY: the descriptor is owned by what is returned, and stays the same one as long as that lives.
+    unsafe { AsyncFd::register_with_interest(timer.into(), Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// The application as it would be seen without us, and the address that it chose for itself: the one that the socket
+/// shows belongs to the way here.
+fn real_client(downstream: &Stream, mut client: ClientAddr) -> (ClientAddr, Option<IpAddr>) {
+    match downstream.client_local() {
+        Ok(Some(local)) => {
+            client.0.set_ip(local.address);
+            (client, local.chosen.then_some(local.address))
+        }
+        _ => (client, None),
+    }
+}
+
+/// A slot, at once or when one is free; `None`: the sidecar ends.
+async fn slot(acceptor: &Acceptor) -> Option<OwnedSemaphorePermit> {
+    if let Ok(slot) = Arc::clone(&acceptor.slots).try_acquire_owned() {
+        return Some(slot);
+    }
+    let direction = acceptor.direction.label();
+    metrics::counter!("sidecar_connection_limit_waits_total", "direction" => direction).increment(1);
+    tracing::debug!(direction, "proxy.max_connections are open; further ones wait in the kernel's queue");
+    Arc::clone(&acceptor.slots).acquire_owned().await.ok()
+}
+
+/// What an accept loop does about errors: descriptors or memory are short (accept(2)), and asking again at once would
+/// only burn the CPU that could free them.
+#[derive(Default)]
+struct BackOff(Option<Duration>);
+
+impl BackOff {
+    const FIRST: Duration = Duration::from_millis(5);
+    const LONGEST: Duration = Duration::from_secs(1);
+
+    async fn after(&mut self, error: &io::Error, direction: Direction) {
+        // A client that gave up while it waited says nothing about this machine.
+        if matches!(error.raw_os_error(), Some(libc::ECONNABORTED | libc::EINTR | libc::EPROTO)) {
+            return;
+        }
+        let pause = self.0.map_or(Self::FIRST, |pause| (pause * 2).min(Self::LONGEST));
+        if self.0.is_none() || pause == Self::LONGEST {
+            tracing::warn!(%error, direction = direction.label(), ?pause, "accept failed; connections wait in the kernel's queue");
+        }
+        let reason = shortage(error);
+        metrics::counter!("sidecar_accept_errors_total", "direction" => direction.label(), "reason" => reason)
+            .increment(1);
+        self.0 = Some(pause);
+        tokio::time::sleep(pause).await;
+    }
+}

@@ -1,0 +1,75 @@
+//! What the worker says, and what it is told.
+
+use std::{os::fd::AsFd, time::Instant};
+
+use super::{turns::Supervisor, worker::Stage};
+use crate::control::{self, Order, Report};
+
+impl Supervisor {
+    /// Hears what the worker says.
+    pub(super) fn listen(&mut self) {
+        while let Some(worker) = &mut self.worker {
+            match worker.heard() {
+                Ok(report) => self.answer(report),
+                Err(control::Error::Busy) => return,
+                Err(control::Error::Gone) => {
+                    worker.silent_since.get_or_insert_with(Instant::now);
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the worker speaks what is not understood and is killed; please report");
+                    return worker.kill();
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, report: Report) {
+        match report {
+            Report::Serving => self.serving(),
+            Report::Failed(why) => tracing::error!(why, "the worker cannot serve"),
+            Report::Pong(number) => self.pings.heard = number,
+            Report::Reloaded(in_force) => self.configurations.answered(in_force),
+            Report::LogLevel(directives) => match self.log.set(&directives) {
+                Ok(()) => self.log_level = Some(directives),
+                Err(error) => tracing::warn!(%error, "the supervisor's log level stays what it is"),
+            },
+            Report::Drain => self.drain("sidecar drain", false),
+            Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
+            // Without one nobody is to ask.
+            Report::FastPath(on) => self.fast_path.iter().for_each(|path| path.switch(on)),
+        }
+    }
+
+    fn serving(&mut self) {
+        if let Some(worker) = &mut self.worker {
+            worker.stage = Stage::Serving;
+            tracing::info!(
+                ms = worker.since.elapsed().as_millis() as u64,
+                worker = worker.pid(),
+                "a new worker serves"
+            );
+        }
+        self.tell_conditions();
+        if self.configurations.offered.is_some() {
+            self.offer_configuration();
+        }
+    }
+
+    pub(super) fn tell(&self, order: &Order) {
+        if let Some(worker) = &self.worker {
+            worker.tell(order);
+        }
+    }
+
+    pub(super) fn tell_conditions(&self) {
+        self.keeping.conditions().iter().for_each(|order| self.tell(order));
+    }
+
+    pub(super) fn offer_configuration(&self) {
+        let Some((worker, offered)) = self.worker.as_ref().zip(self.configurations.offered.as_ref()) else { return };
+        if let Err(error) = worker.channel.send(&Order::Reload, &[offered.as_fd()]) {
+            tracing::warn!(%error, "the worker was not told of the configuration");
+        }
+    }
+}

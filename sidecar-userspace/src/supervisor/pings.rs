@@ -1,0 +1,85 @@
+//! Whether the worker's main thread lives.
+
+use std::time::{Duration, Instant};
+
+/// Asks the worker's main thread for a sign of life.
+#[derive(Debug)]
+pub(super) struct Pings {
+    pub(super) every: Duration,
+    pub(super) at: Instant,
+    pub(super) sent: u64,
+    pub(super) heard: u64,
+    missed: u32,
+}
+
+/// Answers in a row that did not come, and then it hangs.
+const MISSED: u32 = 3;
+
+impl Pings {
+    pub(super) fn new(hung_after: Duration) -> Self {
+        let every = hung_after / MISSED;
+        Self { every, at: Instant::now() + every, sent: 0, heard: 0, missed: 0 }
+    }
+
+    /// A new worker owes nothing.
+    pub(super) fn forget(&mut self) {
+        *self = Self { at: Instant::now() + self.every, heard: self.sent, missed: 0, ..*self };
+    }
+
+    /// It is time to ask again, and to judge; `None`: this process was late itself, stopped or short of CPU as its worker
+    /// was, and cannot judge.
+    pub(super) fn turn(&mut self, now: Instant) -> Option<Silence> {
+        let late = now > self.at + self.every;
+        self.at = now + self.every;
+        if late {
+            self.heard = self.sent;
+            self.missed = 0;
+            return None;
+        }
+        self.missed = if self.heard == self.sent { 0 } else { self.missed + 1 };
+        Some(if self.missed >= MISSED { Silence::TooLong } else { Silence::Tolerable })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silence {
+    Tolerable,
+    TooLong,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Turns at these times in milliseconds; the worker answers to those of its pings.
+    fn judged(answers: bool, times: &[u64]) -> Vec<Option<Silence>> {
+        let mut pings = Pings::new(Duration::from_millis(300));
+        let start = pings.at - pings.every;
+        let turn = |time: &u64| {
+            let silence = pings.turn(start + Duration::from_millis(*time));
+            pings.sent += u64::from(pings.heard == pings.sent);
+            if answers {
+                pings.heard = pings.sent;
+            }
+            silence
+        };
+        times.iter().map(turn).collect()
+    }
+
+    #[test]
+    fn three_silences_in_a_row_are_too_long_and_answers_never_are() {
+        use Silence::{Tolerable, TooLong};
+        let times = [100, 200, 300, 400, 500];
+        assert_eq!(judged(true, &times), [Some(Tolerable); 5]);
+        let silent = [Tolerable, Tolerable, Tolerable, TooLong, TooLong].map(Some);
+        assert_eq!(judged(false, &times), silent);
+    }
+
+    #[test]
+    fn a_supervisor_that_was_stopped_itself_does_not_judge() {
+        let late = judged(false, &[100, 200, 300, 9_000, 9_100, 9_200, 9_300, 9_400]);
+        assert_eq!(late[3], None);
+        assert_eq!(late[4..6], [Some(Silence::Tolerable); 2], "it begins to count anew");
+        assert_eq!(late[6..], [Some(Silence::TooLong); 2]);
+    }
+}

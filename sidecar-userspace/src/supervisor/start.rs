@@ -1,0 +1,212 @@
+//! From a configuration to a supervisor whose worker serves.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::resource::{Resource, getrlimit, setrlimit},
+};
+
+use super::{
+    Error,
+    application::Application,
+    keeping::Keeping,
+    listening::Listeners,
+    pings::Pings,
+    reload::Configurations,
+    restarts::Restarts,
+    signals::Signals,
+    turns::{Limits, Supervisor},
+    worker::{START_LIMIT, Stage, Worker},
+};
+use crate::{
+    config::{Config, Loaded},
+    control::{self, Order, Report, Start},
+    lifecycle::{
+        beats::monotonic_now,
+        board::{Board, Figure},
+    },
+    pod::Pod,
+    redirect::{Programs, SharedMaps, Subflows},
+    telemetry,
+};
+
+/// Starts everything; from its return on, connections are captured and carried.
+pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
+    let (began, started) = (monotonic_now(), Instant::now());
+    let config = &loaded.config;
+    let log = telemetry::log::init(&config.telemetry)?;
+    warn_of(config);
+    raise_descriptor_limit();
+    let signals = Signals::block()?;
+    // The worker inherits the network namespace and the cgroup. It comes up while the programs are loaded.
+    let pod = Pod::enter(&config.pod)?;
+    let mut worker = Worker::spawn()?;
+    let board = Arc::new(Board::new().map_err(Error::runtime("make memory for figures"))?);
+    let mut programs = Programs::load(&config.capture, config.proxy.max_connections, config.telemetry.bpf_log)?;
+    let told = *programs.subflows() == Subflows::Told;
+    board.set(Figure::MptcpAsTcp, u64::from(!told));
+    board.set(Figure::NoDiscovery, u64::from(programs.discovers().is_err()));
+    programs.attach_discovery(&pod)?;
+    let loaded_after = started.elapsed();
+
+    let listeners = Listeners::bind(config, &pod)?;
+    let prepared = programs.prepare(&pod, config, &listeners.outbound, &listeners.inbound)?;
+    let pulse = prepared.pulse()?;
+    let configurations = Configurations::new(&loaded.snapshot())?;
+    let lent =
+        Lent { board: &board, shared: prepared.shared(), listeners: &listeners, configurations: &configurations };
+    lent.start(&worker, began, 0, None)?;
+    // No connection is captured before it can be protected.
+    await_serving(&mut worker)?;
+    tracing::info!(
+        pod_cgroup = %pod.cgroup_path().display(),
+        own_cgroup = %pod.own_cgroup_path().display(),
+        netns = pod.netns_inode(),
+        worker = worker.pid(),
+        "capturing"
+    );
+    let application = Application::new(pod.applications().clone(), config.lifecycle.exit_with_application);
+    let attached = prepared.attach(pod)?;
+    tracing::info!(loaded_ms = millis(loaded_after), attached_ms = millis(started.elapsed()), "attached");
+    let mut keeping = Keeping::begin(attached, &board);
+    let limits = Limits::of(config);
+    let acceleration = config.capture.acceleration;
+    drop(loaded);
+    give_back_memory();
+    let fast_path = keeping.accelerate(acceleration, &board)?;
+    let supervisor = Supervisor {
+        signals,
+        keeping,
+        fast_path,
+        application,
+        board,
+        listeners,
+        configurations,
+        pulse,
+        log,
+        limits,
+        began,
+        worker: Some(worker),
+        restarts: Restarts::default(),
+        restart_at: None,
+        predecessors: 0,
+        log_level: None,
+        ending: None,
+        pings: Pings::new(limits.hung_after),
+    };
+    supervisor.tell_conditions();
+    Ok(supervisor)
+}
+
+fn warn_of(config: &Config) {
+    for way in config.ways_past_strict() {
+        tracing::warn!("{way}");
+    }
+    for denial in config.denials_past_plaintext() {
+        tracing::warn!("{denial}");
+    }
+}
+
+/// What every worker gets.
+pub(super) struct Lent<'a> {
+    pub(super) board: &'a Board,
+    pub(super) shared: &'a SharedMaps,
+    pub(super) listeners: &'a Listeners,
+    pub(super) configurations: &'a Configurations,
+}
+
+impl Lent<'_> {
+    /// Has a worker serve.
+    pub(super) fn start(
+        &self,
+        worker: &Worker,
+        began: u64,
+        predecessors: u64,
+        log_level: Option<&String>,
+    ) -> Result<(), control::Error> {
+        let Self { board, shared, listeners, configurations } = self;
+        let mut descriptors: Vec<BorrowedFd<'_>> =
+            vec![board.as_fd(), shared.heartbeat(), shared.counters(), configurations.first.as_fd()];
+        descriptors.extend(listeners.descriptors());
+        descriptors.extend(configurations.in_force.as_ref().map(AsFd::as_fd));
+        let start = Start {
+            cpus: shared.cpus(),
+            tunnels: listeners.tunnels.is_some(),
+            reloaded: configurations.in_force.is_some(),
+            generation: configurations.generation,
+            began,
+            predecessors,
+            supervisor: std::process::id(),
+            log_level: log_level.cloned(),
+        };
+        debug_assert_eq!(start.descriptors(), descriptors.len());
+        worker.channel.send(&Order::Start(start), &descriptors)
+    }
+}
+
+/// Waits until the first worker serves. A sidecar whose first worker cannot has not started, and whoever started it is told.
+fn await_serving(worker: &mut Worker) -> Result<(), Error> {
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::WorkerLate(START_LIMIT));
+        }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(worker.channel.as_fd(), PollFlags::POLLIN)], timeout) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            polled => polled.map_err(Error::runtime("wait for the worker"))?,
+        };
+        match worker.heard() {
+            Ok(Report::Serving) => break,
+            Ok(Report::Failed(why)) => return Err(Error::Worker(why)),
+            Ok(_) | Err(control::Error::Busy) => {}
+            Err(control::Error::Gone) => return Err(ended(worker)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    worker.stage = Stage::Serving;
+    Ok(())
+}
+
+fn ended(worker: &mut Worker) -> Error {
+    /// It has closed its end of the channel: it is on its way.
+    const A_MOMENT: Duration = Duration::from_millis(10);
+    for _ in 0..100 {
+        match worker.ended() {
+            Ok(Some(end)) => return Error::WorkerEnded(end.to_string()),
+            Ok(None) => std::thread::sleep(A_MOMENT),
+            Err(error) => return Error::Spawn(error),
+        }
+    }
+    Error::WorkerEnded("it has closed its control channel".to_owned())
+}
+
+/// Milliseconds with fraction, for the log.
+fn millis(elapsed: Duration) -> f64 {
+    (elapsed.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// Every connection needs two descriptors; the default soft limit of 1024 is for programs that use select(2). The worker
+/// inherits it.
+fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of file descriptors cannot be raised to its hard limit");
+    }
+}
+
+/// What the start needed is not needed again: the eBPF object, its programs and the configuration.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: gives free memory of the allocator back to the kernel; there is one thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

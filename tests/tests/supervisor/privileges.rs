@@ -1,0 +1,88 @@
+//! What each of the two processes has, and what the worker has not.
+
+use std::fs;
+
+use anyhow::{Context, Result, bail, ensure};
+use sidecar_tests::harness::{PATIENCE, Sidecar, Spawn, bpf};
+
+use super::stage::stage;
+
+const NO_CAPABILITY: &str = "0000000000000000";
+
+/// Memory of its own of a supervisor that does nothing but wait, in KiB; half a debug build's is what its relocations cost.
+const LEAN: u64 = 3072;
+
+#[test]
+fn the_worker_has_no_privilege_and_nothing_of_the_kernel_side() -> Result<()> {
+    let stage = stage()?;
+    let sidecar = Sidecar::start(&stage.world.client, "{}")?;
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        let has = sidecar.worker_status(set)?;
+        ensure!(has == NO_CAPABILITY, "{set} {has}");
+    }
+    ensure!(sidecar.worker_status("NoNewPrivs:")? == "1" && sidecar.worker_status("Seccomp:")? == "2");
+    let worker = sidecar.worker()?;
+    for task in fs::read_dir(format!("/proc/{worker}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        let has = |line: &str| status.lines().any(|found| found.split_whitespace().collect::<String>() == line);
+        ensure!(has(&format!("CapEff:{NO_CAPABILITY}")) && has("Seccomp:2"), "a thread has more: {status}");
+    }
+    for entry in fs::read_dir(format!("/proc/{worker}/fdinfo"))? {
+        let Ok(info) = fs::read_to_string(entry?.path()) else { continue };
+        ensure!(!["map_id:", "prog_id:", "link_id:"].iter().any(|of_bpf| info.contains(of_bpf)), "{info}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_worker_is_another_user_if_the_configuration_names_one() -> Result<()> {
+    let mut stage = stage()?;
+    let mut sidecar = Sidecar::start(&stage.world.client, "proxy: { user: '1337:1338' }")?;
+    ensure!(sidecar.worker_status("Uid:")? == "1337\t1337\t1337\t1337");
+    ensure!(sidecar.worker_status("Gid:")? == "1338\t1338\t1338\t1338");
+    ensure!(sidecar.worker_status("Groups:")?.is_empty());
+    ensure!(!stage.goes_direct()?, "it does not capture");
+    ensure!(sidecar.metrics()?.sum("process_open_fds", &[]) > 0.0, "it cannot read its own figures");
+    sidecar.kill()?;
+    let without = ["--bounding-set=-setuid", "--inh-caps=-setuid"];
+    let mut refused = Sidecar::spawn_through(&stage.world.client, "proxy: { user: '1337' }", "setpriv", &without)?;
+    let status = refused.process.wait(PATIENCE)?;
+    let said = refused.process.err.tail();
+    ensure!(
+        status.code() == Some(1) && said.contains("sidecar: proxy.user: ") && said.contains("CAP_SETUID"),
+        "{said}"
+    );
+    ensure!(bpf::attached_programs(&stage.world.client)? == 0);
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_nobody_supervises_says_so() -> Result<()> {
+    let mut command = Sidecar::program()?;
+    command.arg("worker");
+    let mut alone = Spawn::default().start(command)?;
+    let status = alone.wait(PATIENCE)?;
+    let said = alone.err.text();
+    ensure!(
+        status.code() == Some(1) && said.contains("`sidecar worker` is started by `sidecar run`"),
+        "{status}: {said}"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_supervisor_is_lean() -> Result<()> {
+    let stage = stage()?;
+    let sidecar = Sidecar::start(&stage.world.client, "{}")?;
+    let pid = sidecar.process.pid();
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let number = |key: &str| -> Result<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such line")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    };
+    if number("Threads:")? != 1 {
+        bail!("it has more than one thread: {status}");
+    }
+    ensure!(number("RssAnon:")? < LEAN, "{} KiB", number("RssAnon:")?);
+    Ok(())
+}

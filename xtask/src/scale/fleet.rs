@@ -1,0 +1,178 @@
+//! The pods and what runs in them.
+
+use crate::{
+    interrupt::{self, Caught},
+    load::{READY, answer},
+    process,
+    world::{
+        self, CLIENT, SERVER,
+        cgroup::{self, Cgroup},
+        folder::Folder,
+        metrics::Metrics,
+        pod::{Place, Pod},
+        process::Process,
+        sidecar::Plan,
+    },
+};
+use anyhow::{Context, Result};
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+const START_LIMIT: Duration = Duration::from_secs(15);
+/// No endpoint takes longer, also with a thousand neighbours.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+
+/// All of them. What is declared first goes first: the cgroup takes every process with it at once, before the rest is
+/// taken down piece by piece.
+pub(super) struct Fleet {
+    _root: Cgroup,
+    pub(super) members: Vec<Member>,
+    xtask: String,
+    binary: PathBuf,
+    folder: Folder,
+    _caught: Caught,
+}
+
+/// A pod, its application and its sidecar.
+pub(super) struct Member {
+    pub(super) pod: Pod,
+    application: Option<Process>,
+    pub(super) sidecar: Option<Process>,
+    plan: Option<Plan>,
+    /// Starts of its sidecar so far.
+    runs: u32,
+}
+
+impl Fleet {
+    /// Builds the namespaces, cgroups and veths.
+    pub(super) fn new(count: usize, binary: &Path) -> Result<Self> {
+        let caught = interrupt::catch()?;
+        let cgroups = cgroup::mount_point()?;
+        world::remove_abandoned(&cgroups);
+        let id = format!("{}{}-scale", world::PREFIX, std::process::id());
+        let folder = Folder::new(&std::env::temp_dir().join(&id))?;
+        let path = cgroups.join(&id);
+        let root = Cgroup::new(&path)?;
+        let xtask = std::env::current_exe().context("cannot find this program's own file")?.display().to_string();
+        let mut fleet =
+            Self { _root: root, members: Vec::new(), xtask, binary: binary.to_owned(), folder, _caught: caught };
+        for number in 0..count {
+            interrupt::check()?;
+            let address = if number % 2 == 0 { CLIENT } else { SERVER };
+            let name = format!("pod-{number}");
+            let pod = Pod::new(&name, address, &path.join(&name))?;
+            fleet.members.push(Member { pod, application: None, sidecar: None, plan: None, runs: 0 });
+            if let [.., one, other] = &fleet.members[..]
+                && number % 2 == 1
+            {
+                fleet.join(&one.pod, &other.pod)?;
+            }
+        }
+        Ok(fleet)
+    }
+
+    /// A veth between two pods. Each knows the other's hardware address, so that no pair has a part in the neighbour
+    /// tables, which all namespaces share.
+    fn join(&self, one: &Pod, other: &Pod) -> Result<()> {
+        let (here, there) = ("02:00:00:00:00:01", "02:00:00:00:00:02");
+        let netns = other.netns.path();
+        let veth = ["link", "add", "eth0", "address", here, "type", "veth"];
+        one.netns.ip(&[&veth[..], &["peer", "name", "eth0", "address", there, "netns", &netns]].concat())?;
+        for (pod, peer, hardware) in [(one, other, there), (other, one, here)] {
+            let commands = format!(
+                "link set lo up\naddress add {}/24 dev eth0\nlink set eth0 up\n\
+                 neighbour add {} lladdr {hardware} nud permanent dev eth0\n",
+                pod.address, peer.address
+            );
+            let batch = self.folder.write("batch", &commands)?;
+            pod.netns.ip(&["-batch", &batch.display().to_string()])?;
+        }
+        Ok(())
+    }
+
+    /// An authority, an identity for each pod, and the configurations.
+    pub(super) fn identify(&mut self) -> Result<()> {
+        let authority = self.folder.path().join("ca");
+        let command = |verb: &str, args: &[&str]| {
+            process::output(Command::new(&self.binary).arg("ca").arg(verb).arg(&authority).args(args)).map(drop)
+        };
+        command("init", &["--trust-domain", "scale.example"])?;
+        for member in &mut self.members {
+            interrupt::check()?;
+            let name = &member.pod.name;
+            let at = self.folder.path().join(format!("identity-{name}")).display().to_string();
+            command("issue", &["--namespace", "pods", "--service-account", name, "--out", &at])?;
+            let files = format!("{{ cert: {at}/cert.pem, key: {at}/key.pem, roots: {at}/roots.pem }}");
+            // What a pod whose sidecar is killed does: go direct, so that nothing is left on a bpffs.
+            let extra =
+                format!("identity: {{ files: {files} }}\nmtls: {{ mode: strict }}\ncapture: {{ on_failure: open }}\n");
+            member.plan = Some(Plan::new(&self.binary, &member.pod, &self.folder, "off", &extra)?);
+        }
+        Ok(())
+    }
+
+    /// Starts all applications.
+    pub(super) fn applications(&mut self) -> Result<()> {
+        for member in &mut self.members {
+            let (pod, name) = (&member.pod, &member.pod.name);
+            let line = [&self.xtask, "load", "answer", "--at", &pod.address.to_string(), "--name", name];
+            let process = Process::start(pod, Place::App, &self.folder, &format!("app-{name}"), &line)?;
+            member.application = Some(process);
+        }
+        for member in &mut self.members {
+            let application = member.application.as_mut().context("no application was started")?;
+            application.line(0, START_LIMIT, "its readiness", |line| line == READY)?;
+        }
+        Ok(())
+    }
+
+    /// Starts the sidecar of a pod, and does not wait for it.
+    pub(super) fn launch(&mut self, number: usize) -> Result<()> {
+        let member = &mut self.members[number];
+        member.runs += 1;
+        let plan = member.plan.as_ref().context("the pod has no configuration yet")?;
+        member.sidecar = Some(plan.start(&member.pod, &self.folder, &format!("run-{}", member.runs))?);
+        Ok(())
+    }
+
+    /// Whether the sidecar of a pod is ready; an error when it has ended.
+    pub(super) fn ready(&mut self, number: usize) -> Result<bool> {
+        self.members[number].sidecar.as_mut().context("no sidecar was started")?.check()?;
+        Ok(self.ask(number, "/ready").is_ok_and(|answer| answer.is_some()))
+    }
+
+    /// What a pod's sidecar has counted.
+    pub(super) fn metrics(&self, number: usize) -> Result<Metrics> {
+        let name = &self.members[number].pod.name;
+        let text = self.ask(number, "/stats/prometheus").with_context(|| format!("ask the sidecar of {name}"))?;
+        Ok(Metrics::parse(&text.with_context(|| format!("the sidecar of {name} gave no metrics"))?))
+    }
+
+    /// Asks the admin interface on its socket, which takes no namespace; none: not a 200.
+    fn ask(&self, number: usize, path: &str) -> Result<Option<String>> {
+        let socket = self.folder.path().join(format!("sidecar-{}.sock", self.members[number].pod.name));
+        let mut stream = UnixStream::connect(&socket)?;
+        stream.set_read_timeout(Some(ASK_LIMIT))?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the answer has no end of headers")?;
+        Ok((head.split(' ').nth(1) == Some("200")).then(|| body.to_owned()))
+    }
+
+    /// Starts asking a pod's neighbour.
+    pub(super) fn asker(&self, number: usize, purpose: &str, requests: u32, every: u64) -> Result<Process> {
+        let (pod, neighbour) = (&self.members[number].pod, &self.members[number ^ 1].pod);
+        let to = format!("{}:{}", neighbour.address, answer::PORT);
+        let (requests, every) = (requests.to_string(), every.to_string());
+        let question = ["--name", &pod.name, "--expect", &neighbour.name];
+        let extent = ["--requests", &requests, "--every", &every];
+        let line = [&[&self.xtask, "load", "ask", "--to", &to][..], &question, &extent].concat();
+        Process::start(pod, Place::App, &self.folder, &format!("{purpose}-{}", pod.name), &line)
+    }
+}

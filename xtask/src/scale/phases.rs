@@ -1,0 +1,159 @@
+//! What is done to the pods, in order.
+
+use super::{Args, fleet::Fleet, tell};
+use crate::{
+    Reported,
+    load::answer::Asked,
+    world::{cgroup, memory, memory::Memory, pod::Place, process::Process, wait},
+};
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use std::time::{Duration, Instant};
+
+/// Until all that were started at the same time are ready.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// Until a pod has asked everything.
+const ASK_LIMIT: Duration = Duration::from_secs(240);
+/// Spare connections of the traffic before are made, and buffers given back.
+const SETTLE: Duration = Duration::from_secs(12);
+/// Questions of each pod, each on a connection of its own.
+const QUESTIONS: u32 = 10;
+/// Of every so many pods one asks while sidecars are killed, and one is killed.
+const TENTH: usize = 10;
+/// Under that load: questions, and milliseconds between two.
+const LOAD: (u32, u64) = (100, 100);
+
+/// Everything; fails at the end if something did not work.
+pub(super) fn all(fleet: &mut Fleet, args: &Args) -> Result<()> {
+    let pods = args.pods;
+    println!("{pods} pods, {} started at a time", args.at_once);
+    let begin = Instant::now();
+    fleet.identify()?;
+    fleet.applications()?;
+    println!("namespaces, identities and applications: {:.1} s", begin.elapsed().as_secs_f64());
+    let before = tell::Kernel::read()?;
+
+    start(fleet, args.at_once)?;
+    let traffic = traffic(fleet, args.at_once)?;
+    wait::pause(SETTLE)?;
+    resources(fleet, &before, Duration::from_secs(args.idle))?;
+    let outage = outage(fleet, args.at_once)?;
+    if traffic && outage {
+        println!("every pod was served, by whom it asked");
+        return Ok(());
+    }
+    println!("not every pod was served (above)");
+    Err(Reported.into())
+}
+
+/// All sidecars.
+fn start(fleet: &mut Fleet, at_once: usize) -> Result<()> {
+    let begin = Instant::now();
+    let all: Vec<_> = (0..fleet.members.len()).collect();
+    let mut took = started(fleet, &all, at_once)?;
+    let span = begin.elapsed();
+    println!("all sidecars ready after {:.1} s; start to ready, ms: {}", span.as_secs_f64(), tell::spread(&mut took));
+    Ok(())
+}
+
+/// Starts these sidecars, so many at a time; says how many milliseconds each took to be ready.
+fn started(fleet: &mut Fleet, which: &[usize], at_once: usize) -> Result<Vec<f64>> {
+    let (mut took, mut starting) = (Vec::new(), Vec::new());
+    let mut left = which.iter().copied();
+    loop {
+        while starting.len() < at_once
+            && let Some(number) = left.next()
+        {
+            starting.push((number, Instant::now()));
+            fleet.launch(number)?;
+        }
+        if starting.is_empty() {
+            return Ok(took);
+        }
+        let mut still = Vec::new();
+        for (number, since) in starting {
+            if fleet.ready(number)? {
+                took.push(since.elapsed().as_secs_f64() * 1000.0);
+            } else {
+                let words = || fleet.members[number].sidecar.as_ref().map(Process::last_words).unwrap_or_default();
+                let late = since.elapsed() > READY_LIMIT;
+                anyhow::ensure!(!late, "pod-{number} was not ready within {READY_LIMIT:?}:\n{}", words());
+                still.push((number, since));
+            }
+        }
+        starting = still;
+        wait::pause(Duration::from_millis(1))?;
+    }
+}
+
+/// Every pod asks its neighbour; every connection must be one with mutual TLS.
+fn traffic(fleet: &Fleet, at_once: usize) -> Result<bool> {
+    let begin = Instant::now();
+    let (mut running, mut all) = (std::collections::VecDeque::new(), Vec::new());
+    for number in 0..fleet.members.len() {
+        if running.len() == at_once {
+            all.extend(running.pop_front().map(collect));
+        }
+        running.push_back((number, fleet.asker(number, "ask", QUESTIONS, 0)?));
+    }
+    all.extend(running.into_iter().map(collect));
+    let all = all.into_iter().collect::<Result<Vec<_>>>()?;
+    let held = tell::asked("every pod asked its neighbour", &all, begin.elapsed());
+    let encrypted = [("connection_security_policy", "mutual_tls")];
+    let mut short = Vec::new();
+    for number in 0..fleet.members.len() {
+        let opened = fleet.metrics(number)?.sum("istio_tcp_connections_opened_total", &encrypted);
+        // It asked, and was asked.
+        if opened < f64::from(2 * QUESTIONS) {
+            short.push(format!("pod-{number} ({opened})"));
+        }
+    }
+    println!("pods with fewer than {} connections with mutual TLS: {} {}", 2 * QUESTIONS, short.len(), short.join(" "));
+    Ok(held && short.is_empty())
+}
+
+fn collect((number, process): (usize, Process)) -> Result<(usize, Asked)> {
+    let said = process.finish(ASK_LIMIT)?;
+    Ok((number, serde_json::from_str(&said).with_context(|| format!("not a report: {said}"))?))
+}
+
+/// What a sidecar takes that has nothing to do.
+fn resources(fleet: &Fleet, before: &tell::Kernel, idle: Duration) -> Result<()> {
+    let places: Vec<_> = fleet.members.iter().map(|member| member.pod.container(Place::Sidecar).path()).collect();
+    let cpu = || places.iter().map(|place| cgroup::cpu(place)).collect::<Result<Vec<_>>>();
+    let (begin, at_first) = (Instant::now(), cpu()?);
+    wait::pause(idle)?;
+    let (span, at_last) = (begin.elapsed().as_secs_f64(), cpu()?);
+    let used = at_last.iter().zip(&at_first).map(|(last, first)| (*last - *first).as_secs_f64() / span * 100.0);
+    let memory = places.iter().map(|place| Memory::of_cgroup(place)).collect::<Result<Vec<_>>>()?;
+    let maps = places.iter().map(|place| memory::maps(place)).collect::<Result<Vec<_>>>()?;
+    let kernel = tell::Kernel::read()?;
+    tell::resources(&memory, &maps, used.collect());
+    println!("{}", kernel.since(before, places.len()));
+    Ok(())
+}
+
+/// A tenth of the sidecars is killed and started again, while pods ask: those of the killed and of their neighbours may
+/// fail meanwhile; nobody else's.
+fn outage(fleet: &mut Fleet, at_once: usize) -> Result<bool> {
+    let victims: Vec<_> = (0..fleet.members.len()).step_by(TENTH).collect();
+    // Of a victim's pair, and of the pair after it, where there is one.
+    let askers = victims.iter().flat_map(|number| [number + 1, number + 2]);
+    let askers: Vec<_> = askers.filter(|number| *number < fleet.members.len()).collect();
+    let begin = Instant::now();
+    let (requests, every) = LOAD;
+    let running = askers.iter().map(|number| Ok((*number, fleet.asker(*number, "load", requests, every)?)));
+    let running = running.collect::<Result<Vec<_>>>()?;
+    wait::pause(Duration::from_secs(1))?;
+    for number in &victims {
+        let sidecar = fleet.members[*number].sidecar.take().context("a sidecar that was not started")?;
+        sidecar.signal(Signal::SIGKILL)?;
+    }
+    let mut took = started(fleet, &victims, at_once)?;
+    println!("{} sidecars killed and ready again, ms: {}", victims.len(), tell::spread(&mut took));
+    let asked = running.into_iter().map(collect).collect::<Result<Vec<_>>>()?;
+    let (hit, spared): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(number, _)| victims.contains(&(number ^ 1)));
+    tell::asked("meanwhile, pods whose neighbour's sidecar was killed", &hit, begin.elapsed());
+    let recovered = traffic(fleet, at_once)?;
+    Ok(tell::asked("meanwhile, all other pods that asked", &spared, begin.elapsed()) && recovered)
+}
