@@ -2,6 +2,8 @@
 
 #[path = "fastpath/stage.rs"]
 mod stage;
+#[path = "fastpath/worker.rs"]
+mod worker;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -165,7 +167,7 @@ fn fastpath_leaves_what_another_program_owns_to_it() -> Result<()> {
     let before = stage.redirected()?;
     let (socket, local) = stage.app.open(TO_V4)?;
     let is_it = |end: &_| harness::address(Socket::local_addr(end)).is_some_and(|own| own.port() == local.port());
-    let owned = harness::sockets_of(stage.app.process(), is_it)?;
+    let owned = harness::sockets_of(stage.app.process().pid(), is_it)?;
     let _owner = bpf::own_messages_of(owned.first().context("the application's socket")?)?;
     stage.app.must(Order::Stream(socket, ENOUGH, 20_000))?;
     let busy = || stage.sidecar.verdict("enrol", "tcp", "busy").is_ok_and(|count| count > 0);
