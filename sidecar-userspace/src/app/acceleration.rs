@@ -65,9 +65,6 @@ impl FastPath {
 
     /// Has the supervisor switch it, and waits until it has.
     pub(super) fn switch(&self, on: bool) -> Result<(), String> {
-        /// It answers in microseconds, or after a pass over many sockets. No thread that carries connections waits.
-        const PATIENCE: Duration = Duration::from_millis(500);
-        const A_MOMENT: Duration = Duration::from_micros(200);
         let phase = Phase::read(&self.board);
         if on {
             phase.allows(self.acceleration)?;
@@ -75,21 +72,37 @@ impl FastPath {
         if phase == Phase::Off {
             return Ok(());
         }
+        if self.ask(Some(on)) {
+            Ok(())
+        } else {
+            Err("the supervisor was told and has not answered yet; ask again what it did".to_owned())
+        }
+    }
+
+    /// Has the supervisor write how it stands now; false: it is late.
+    fn ask(&self, wanted: Option<bool>) -> bool {
+        /// It answers in microseconds, or after a pass over many sockets. No thread that carries connections waits.
+        const PATIENCE: Duration = Duration::from_millis(500);
+        const A_MOMENT: Duration = Duration::from_micros(200);
         let answers = || self.board.get(Figure::FastPathAnswers);
         let (before, asked) = (answers(), Instant::now());
-        self.orders.report(&Report::FastPath(on));
+        self.orders.report(&Report::FastPath(wanted));
         while answers() == before {
             if asked.elapsed() > PATIENCE {
-                return Err("the supervisor was told and has not answered yet; ask again what it did".to_owned());
+                return false;
             }
             thread::sleep(A_MOMENT);
         }
-        Ok(())
+        true
     }
 
     /// What the admin interface tells.
     pub(super) fn to_json(&self) -> Json {
-        let phase = Phase::read(&self.board);
+        let mut phase = Phase::read(&self.board);
+        // Of the connections the board has what was seen half a second ago.
+        if matches!(phase, Phase::Present { .. }) && self.ask(None) {
+            phase = Phase::read(&self.board);
+        }
         let why = phase.why();
         let (on, connections, report) = match phase {
             Phase::Present { report, on, connections, .. } => (on, connections, Some(report)),

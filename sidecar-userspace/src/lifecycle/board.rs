@@ -54,7 +54,7 @@ pub enum Figure {
     FastPathSprung,
     /// Connections that were on it at the last look.
     FastPathConnections,
-    /// How often an operator's word about it was heard.
+    /// How often an operator was answered about it.
     FastPathAnswers,
 }
 

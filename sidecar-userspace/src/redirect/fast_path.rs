@@ -96,18 +96,17 @@ impl FastPath {
         path
     }
 
-    /// Switches it on or off, unless that is not allowed, which whoever asks can read on the board. Off means for the very next
+    /// Switches it on or off, if that is wanted and allowed, and writes how it stands on the board. Off means for the very next
     /// message.
-    pub fn switch(&self, on: bool) {
+    pub fn answer(&self, wanted: Option<bool>) {
         let mut state = self.lock();
-        if !on || state.standing().allows(state.acceleration).is_ok() {
+        if let Some(on) = wanted.filter(|on| !on || state.standing().allows(state.acceleration).is_ok()) {
             state.wanted = Some(on);
             state.apply();
+            self.0.changed.notify_all();
         }
         self.publish(&state);
         self.0.board.add(Figure::FastPathAnswers, 1);
-        drop(state);
-        self.0.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

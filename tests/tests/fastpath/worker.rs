@@ -35,8 +35,9 @@ fn fastpath_of_a_dead_worker_resets_its_streams_leaves_nothing_and_goes_on_with_
         replaced(&stage.sidecar)?;
         let end = stage.app.order(Order::AwaitEnd(socket))?.outcome;
         ensure!(end == "ECONNRESET", "{end}{}", stage.sidecar.process.output());
-        stage.nothing_is_enrolled()?;
+        // The application's own end leaves when the application closes it.
         stage.app.must(Order::Close(socket))?;
+        stage.nothing_is_enrolled()?;
     }
     let socket = stage.enrolled()?;
     let before = stage.redirected()?;
