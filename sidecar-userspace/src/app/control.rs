@@ -10,7 +10,7 @@ use super::{
     acceleration::{self, FastPath},
     confine::confine,
     drain::{Drain, Switch},
-    hooks::hooks,
+    hooks::{Levers, hooks},
     inherited::Inherited,
     orders::{Orders, Stop, Told, stopped},
     reload::Reload,
@@ -97,9 +97,8 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
     let idle_timeout = loaded.config.proxy.idle_timeout;
     let (attached, stop, orphaned) = (told.attached.subscribe(), told.stop.subscribe(), told.stop.subscribe());
     let reload = Reload::new(loaded, generation, permits, &telemetry);
-    let in_force = reload.in_force();
-    let hooks =
-        hooks(readiness.clone(), heartbeat.clone(), &telemetry, log, in_force, switch, fast_path, orders.clone());
+    let levers = Levers { switch, fast_path, orders: orders.clone() };
+    let hooks = hooks(readiness.clone(), heartbeat, &telemetry, log, reload.in_force(), levers);
     orders.report(&Report::Serving);
     let code = tokio::select! {
         failed = serve_endpoints(endpoints, hooks, orphaned) => failed.map(|never| match never {}).map_err(Error::from),

@@ -15,15 +15,20 @@ use crate::{
     telemetry::{Telemetry, log::LogControl},
 };
 
+/// What an operator may move, and who is told of it.
+pub(super) struct Levers {
+    pub(super) switch: Switch,
+    pub(super) fast_path: FastPath,
+    pub(super) orders: Orders,
+}
+
 pub(super) fn hooks(
     readiness: Readiness,
     heartbeat: Heartbeat,
     telemetry: &Telemetry,
     log: LogControl,
     in_force: InForce,
-    switch: Switch,
-    fast_path: FastPath,
-    orders: Orders,
+    Levers { switch, fast_path, orders }: Levers,
 ) -> Hooks {
     let live_heartbeat = heartbeat.clone();
     let (for_connections, for_metrics, log_again) = (telemetry.clone(), telemetry.clone(), log.clone());

@@ -124,10 +124,7 @@ impl Phase {
             1 => Self::Starting,
             2 => Self::Absent(board.said()),
             _ => Self::Present {
-                report: Report::from_bits(
-                    board.get(Figure::FastPathRedirects) != 0,
-                    board.get(Figure::FastPathSprung),
-                ),
+                report: Report::from_bits(board.get(Figure::FastPathRedirects) != 0, board.get(Figure::FastPathSprung)),
                 on: board.get(Figure::FastPathOn) != 0,
                 by_hand: board.get(Figure::FastPathByHand) != 0,
                 connections: board.get(Figure::FastPathConnections),
@@ -152,9 +149,11 @@ impl Phase {
     /// Why not, and what can be done.
     pub fn allows(&self, acceleration: Acceleration) -> Result<(), String> {
         match self {
-            Self::Off => Err("acceleration is `off` in the configuration, and the kernel maps are made at the start: set \
+            Self::Off => {
+                Err("acceleration is `off` in the configuration, and the kernel maps are made at the start: set \
                               `acceleration: auto` and start the sidecar again"
-                .to_owned()),
+                    .to_owned())
+            }
             Self::Absent(why) => Err(format!("there is no fast path on this kernel: {why}")),
             Self::Present { report, .. } if acceleration == Acceleration::Auto && !report.is_clean() => Err(format!(
                 "{}; `acceleration: force` in the configuration would use it all the same",

@@ -94,7 +94,8 @@ impl Engine {
         maps.fields.set(0, fields, 0).map_err(map_error("KERNEL_FIELDS", "written"))?;
         let refused = |program| move |error| Error::Program { program, words: refusal(&error) };
         iterator_of(&mut ebpf).and_then(|program| program.load("tcp", &iterator)).map_err(refused(SOCKET_PROGRAM))?;
-        let senders = maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
+        let senders =
+            maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
         // Attached before the first insertion: a socket takes its program from the map when it comes in.
         message_program(&mut ebpf)
             .and_then(|program| {
