@@ -1,5 +1,6 @@
 //! What the worker may not do, given up for good before it speaks with anybody: no capability, no more privileges by
-//! executing, only some files, only some system calls, and another user if the configuration names one.
+//! executing, only some files, only some system calls, and another user if the configuration names one. Its memory is closed
+//! to other processes of its user.
 //!
 //! Each layer stands for itself. What a kernel lacks of them is told and done without, but for the capabilities, which every
 //! kernel can take away.
@@ -12,7 +13,7 @@ use std::{io, path::PathBuf};
 use caps::CapSet;
 use nix::{
     errno::Errno,
-    sys::prctl::set_no_new_privs,
+    sys::prctl::{set_dumpable, set_no_new_privs},
     unistd::{Gid, Uid, getegid, geteuid, setgroups, setresgid, setresuid},
 };
 
@@ -37,6 +38,9 @@ pub enum Error {
     /// The kernel does not promise that executing gives no privileges.
     #[error("the worker cannot set no_new_privs: {0}")]
     NoNewPrivileges(#[source] io::Error),
+    /// Others of its user may read its memory.
+    #[error("the worker cannot close its memory to other processes of its user: {0}")]
+    NotDumpable(#[source] io::Error),
     /// The list of system calls cannot be put in force.
     #[error("the worker cannot limit its system calls: {0}; the kernel needs CONFIG_SECCOMP_FILTER")]
     SystemCalls(String),
@@ -61,6 +65,8 @@ pub fn enter(user: Option<User>, readable: &[PathBuf]) -> Result<Sandbox, Error>
     }
     drop_capabilities()?;
     set_no_new_privs().map_err(|errno| Error::NoNewPrivileges(errno.into()))?;
+    // Without capabilities it would be open to every process of its user: to read its keys, or to be traced (ptrace(2)).
+    set_dumpable(false).map_err(|errno| Error::NotDumpable(errno.into()))?;
     let files = files::limit(readable);
     syscalls::limit()?;
     Ok(Sandbox { files })

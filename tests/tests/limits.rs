@@ -116,7 +116,7 @@ fn accepts_and_dials_that_find_no_descriptor_are_counted_and_the_connections_wai
 /// Leaves a sidecar so many more descriptors: the limit is for their numbers, and the lowest free one is taken first.
 fn leave_descriptors(sidecar: &Sidecar, count: usize, hard: u64) -> Result<()> {
     let open = || -> Result<std::collections::BTreeSet<u64>> {
-        let entries = std::fs::read_dir(format!("/proc/{}/fd", sidecar.process.pid()))?;
+        let entries = std::fs::read_dir(format!("/proc/{}/fd", sidecar.worker()?))?;
         entries.map(|entry| Ok(entry?.file_name().to_string_lossy().parse()?)).collect()
     };
     // What connections and questions used before is closed when they stay the same for a while.
@@ -135,7 +135,7 @@ fn leave_descriptors(sidecar: &Sidecar, count: usize, hard: u64) -> Result<()> {
 /// Changes the limit of a running sidecar.
 fn limit_descriptors(sidecar: &Sidecar, soft: u64, hard: u64) -> Result<()> {
     let mut command = std::process::Command::new("prlimit");
-    command.args(["--pid", &sidecar.process.pid().to_string(), &format!("--nofile={soft}:{hard}")]);
+    command.args(["--pid", &sidecar.worker()?.to_string(), &format!("--nofile={soft}:{hard}")]);
     Spawn::default().start(command)?.finish(PATIENCE).map(drop)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, PORT, TO_V4, TO_V6, tcp},
-    harness::{Puppet, Sidecar, Spawn, World, eventually, patient},
+    harness::{PATIENCE, Puppet, Sidecar, Spawn, World, eventually, patient},
 };
 
 const OTHER: &str = "other_cgroup";
@@ -55,7 +55,8 @@ fn a_connection_from_outside_the_pods_cgroup_is_counted() -> Result<()> {
         ensure!(direct, "{local} does not go direct");
     }
     ensure!(soon(|| open(&sidecar, OTHER).is_ok_and(|open| open == 2)), "{} are open", open(&sidecar, OTHER)?);
-    ensure!(sidecar.process.err.text().contains("made outside the pod's cgroup"), "{}", sidecar.process.output());
+    let told = || sidecar.process.err.text().contains("made outside the pod's cgroup");
+    ensure!(eventually(PATIENCE, told), "{}", sidecar.process.output());
 
     stranger.must(Order::Close(sockets[0].0))?;
     ensure!(soon(|| open(&sidecar, OTHER).is_ok_and(|open| open == 1)), "{} are open", open(&sidecar, OTHER)?);

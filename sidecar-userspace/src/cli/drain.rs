@@ -55,6 +55,7 @@ pub fn run(args: &DrainArgs, config: &Config) -> ExitCode {
     let begun = match ask(&socket, "POST").and_then(|asked| begun(&socket, asked)) {
         Ok(Some(state)) => state,
         Ok(None) => return ended(),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return fail(hangs(&socket), FAILED),
         Err(error) => return fail(nobody(&socket, &error), FAILED),
     };
     if args.no_wait {
@@ -119,6 +120,7 @@ fn is_gone(error: &io::Error) -> bool {
 impl State {
     fn describe(&self) -> String {
         let mut line = match (self.stage.as_str(), self.applications) {
+            ("serving", _) => "told to drain, and has not begun".to_owned(),
             ("open", _) => "draining: outbound has stopped".to_owned(),
             (_, Some(1)) => "draining: inbound has stopped; 1 application process".to_owned(),
             (_, Some(count)) => format!("draining: inbound has stopped; {count} application processes"),

@@ -1,6 +1,6 @@
 //! Landlock: which files the worker may read. It may write, make, remove and execute none; its logs are open already.
 
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus,
@@ -41,16 +41,30 @@ pub(super) fn limit(readable: &[PathBuf]) -> Files {
 
 fn restrict(readable: &[PathBuf]) -> Result<RulesetStatus, RulesetError> {
     let read: BitFlags<AccessFs> = AccessFs::ReadFile | AccessFs::ReadDir;
-    let paths = readable.iter().map(|path| there(path)).chain(ABOUT_ITSELF.iter().map(Path::new));
+    let named = readable.iter().filter_map(|path| there(path));
+    let paths = named.chain(ABOUT_ITSELF.iter().map(PathBuf::from));
     let ruleset = Ruleset::default().handle_access(AccessFs::from_all(VERSION))?.create()?;
     let ruleset = ruleset.add_rules(path_beneath_rules(paths, read))?;
     Ok(ruleset.restrict_self()?.ruleset)
 }
 
 /// The path, or the first above it that exists: a rule is about a file and not about a name, and what is not there yet may
-/// come.
-fn there(path: &Path) -> &Path {
-    path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path)
+/// come. Not the root, and nothing right below it: that would be everything, or nearly so.
+fn there(path: &Path) -> Option<PathBuf> {
+    let whole = path::absolute(path).ok()?;
+    let found = whole.ancestors().find(|ancestor| ancestor.exists())?;
+    if found == whole {
+        return Some(whole);
+    }
+    /// The root, one below it, and one below that.
+    const DEEP_ENOUGH: usize = 3;
+    let instead = found.display();
+    if found.components().count() < DEEP_ENOUGH {
+        tracing::warn!(path = %whole.display(), "does not exist, and the worker will not be let into {instead} for it: make its folder, then start the sidecar again");
+        return None;
+    }
+    tracing::warn!(path = %whole.display(), "does not exist yet: the worker may read all of {instead} until the sidecar is started again");
+    Some(found.to_owned())
 }
 
 #[cfg(test)]
@@ -59,7 +73,16 @@ mod tests {
 
     #[test]
     fn a_path_that_is_not_there_yet_stands_for_what_it_will_be_in() {
-        assert_eq!(there(Path::new("/proc/self/status")), Path::new("/proc/self/status"));
-        assert_eq!(there(Path::new("/proc/nothing/here")), Path::new("/proc"));
+        let there = |path: &str| there(Path::new(path));
+        assert_eq!(there("/proc/self/status"), Some("/proc/self/status".into()));
+        assert_eq!(there("/proc/self/nothing/here"), Some("/proc/self".into()));
+        assert_eq!(there("here/there"), Some(std::env::current_dir().unwrap()));
+    }
+
+    #[test]
+    fn nothing_that_is_missing_opens_the_root_or_what_is_right_below_it() {
+        for path in ["/nowhere/id/tls.crt", "/nowhere", "/proc/nothing/here"] {
+            assert_eq!(there(Path::new(path)), None, "{path}");
+        }
     }
 }

@@ -87,6 +87,14 @@ fn what_only_an_attacker_would_call_is_refused() {
         ] {
             assert_eq!(call(forbidden), Errno::EPERM, "system call {forbidden}");
         }
+        let parent = i64::from(std::os::unix::process::parent_id());
+        // SAFETY: signal 0 is none; the kernel looks only whether it might be sent, and reads no limit to be set.
+        let (signalled, limited) = unsafe {
+            let signalled = libc::syscall(libc::SYS_tgkill, parent, parent, 0);
+            let first = Errno::last();
+            ((signalled, first), (libc::syscall(libc::SYS_prlimit64, parent, libc::RLIMIT_NOFILE, 0, 0), Errno::last()))
+        };
+        assert_eq!((signalled, limited), ((-1, Errno::EPERM), (-1, Errno::EPERM)), "of another process");
         assert_eq!(setns(&namespace, CloneFlags::CLONE_NEWNET), Err(Errno::EPERM));
         assert_eq!(unshare(CloneFlags::CLONE_NEWUSER), Err(Errno::EPERM));
         let executed = Command::new("/bin/true").spawn();

@@ -1,6 +1,7 @@
 //! One thread with its reactor: it beats, accepts, and carries what it accepted.
 
 use std::{
+    convert::Infallible,
     io,
     net::IpAddr,
     os::fd::OwnedFd,
@@ -10,9 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::{
-    time::TimeSpec,
-    timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+use nix::{
+    errno::Errno,
+    sys::{
+        time::TimeSpec,
+        timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags},
+    },
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -96,21 +100,19 @@ impl Worker {
 
     /// A beat is due to this thread's reactor: a thread that hangs does not beat.
     async fn beat(&self) {
-        let beats = match beats(self.beat_every) {
-            Ok(beats) => beats,
-            Err(error) => {
-                tracing::error!(%error, "the heartbeat has no timer");
-                return;
-            }
-        };
+        let Err(error) = self.beat_on().await;
+        tracing::error!(%error, "the heartbeat has no timer");
+    }
+
+    async fn beat_on(&self) -> io::Result<Infallible> {
+        let beats = beats(self.beat_every)?;
         loop {
             self.heartbeat.beat(self.index);
-            // Reading sets the timer off again: beats that were missed are not made up for.
-            let read = beats
-                .async_io(Interest::READABLE, |timer| nix::unistd::read(timer, &mut [0; 8]).map_err(io::Error::from));
-            if let Err(error) = read.await {
-                tracing::error!(%error, "the heartbeat's timer cannot be read");
-                return;
+            beats.readable().await?.clear_ready();
+            // Sets the timer off again: beats that were missed are not made up for.
+            match nix::unistd::read(beats.get_ref(), &mut [0; 8]) {
+                Ok(_) | Err(Errno::EAGAIN) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }

@@ -73,7 +73,7 @@ impl ConnectionTable {
         self.for_each(|live| live.close(reason));
     }
 
-    /// The application is gone: asks those to end of which it had finished its side, and all that it sent was delivered.
+    /// The application is gone: asks those to end of which it had finished its side, and all that it sent was handed to the kernel.
     /// The kernel answers what may still come for it with a reset, as without us.
     pub fn end_without_application(&self) {
         self.for_each(Live::end_without_application);

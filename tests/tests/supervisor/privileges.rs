@@ -1,8 +1,9 @@
 //! What each of the two processes has, and what the worker has not.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::Pid;
 use sidecar_tests::harness::{PATIENCE, Sidecar, Spawn, bpf};
 
 use super::stage::stage;
@@ -53,6 +54,28 @@ fn the_worker_is_another_user_if_the_configuration_names_one() -> Result<()> {
         "{said}"
     );
     ensure!(bpf::attached_programs(&stage.world.client)? == 0);
+    Ok(())
+}
+
+/// Whether a process of the same user without capabilities, as an application may be, can look into the memory of another.
+fn readable_without_capabilities(pid: Pid) -> Result<bool> {
+    let none = ["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"];
+    let output = Command::new("setpriv").args(none).arg("cat").arg(format!("/proc/{pid}/maps")).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() || said.contains("Permission denied"), "{said}");
+    Ok(output.status.success() && !output.stdout.is_empty())
+}
+
+#[test]
+fn the_workers_memory_is_closed_to_other_processes_of_its_user() -> Result<()> {
+    let stage = stage()?;
+    let sidecar = Sidecar::start(&stage.world.client, "{}")?;
+    let mut like_it = Command::new("setpriv");
+    like_it.args(["--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all", "sh", "-c", "echo ready; read end"]);
+    let other = Spawn::default().start(like_it)?;
+    ensure!(other.out.wait_for(PATIENCE, |lines| lines.iter().any(|line| line == "ready").then_some(())).is_some());
+    ensure!(readable_without_capabilities(other.pid())?, "what is open to its user is not found open");
+    ensure!(!readable_without_capabilities(sidecar.worker()?)?, "the worker can be looked into");
     Ok(())
 }
 
