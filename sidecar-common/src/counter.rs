@@ -148,6 +148,42 @@ counters! {
     MeshNoRoom = ("sockops", "mesh", "no_room"),
     /// The kernel had no memory for what the ends of a connection said.
     MeshNoMemory = ("sockops", "mesh", "no_memory"),
+    /// A message went from the application's socket into the proxy's queue.
+    FastRedirected = ("sk_msg", "redirect", "fast"),
+    /// By TCP: the fast path is switched off.
+    FastOff = ("sk_msg", "tcp", "off"),
+    /// By TCP: a layer such as kTLS sees to the bytes.
+    FastLayered = ("sk_msg", "tcp", "layered"),
+    /// By TCP: one of the ends has begun to close.
+    FastClosing = ("sk_msg", "tcp", "closing"),
+    /// By TCP: the application's socket is in blocking mode.
+    FastBlocking = ("sk_msg", "tcp", "blocking"),
+    /// By TCP: not known to be a plain write.
+    FastNotPlain = ("sk_msg", "tcp", "not_plain"),
+    /// By TCP: what went by TCP before has not been received yet.
+    FastOrder = ("sk_msg", "tcp", "order"),
+    /// By TCP: too much waits for the proxy.
+    FastFull = ("sk_msg", "tcp", "full"),
+    /// By TCP: the proxy's end has gone, or the kernel did not show what must be known.
+    FastUnknown = ("sk_msg", "tcp", "unknown"),
+    /// A connection came onto the fast path.
+    EnrolDone = ("enrol", "enrolled", "worth"),
+    /// A connection left it: its application went over to blocking mode, or the fast path was switched off.
+    EnrolUndone = ("enrol", "released", "released"),
+    /// Not enrolled, once for each look: the application's socket is in blocking mode.
+    EnrolBlocking = ("enrol", "tcp", "blocking"),
+    /// Not enrolled, once for each look: the application's writes are too small to gain.
+    EnrolSmall = ("enrol", "tcp", "small"),
+    /// Not enrolled: kTLS or MPTCP.
+    EnrolLayered = ("enrol", "tcp", "layered"),
+    /// Not enrolled: another program owns the socket.
+    EnrolBusy = ("enrol", "tcp", "busy"),
+    /// Not enrolled: the maps are full.
+    EnrolFull = ("enrol", "tcp", "full"),
+    /// Not enrolled: the kernel refused it.
+    EnrolRefused = ("enrol", "tcp", "refused"),
+    /// Not enrolled: this kernel's iterator holds a lock that the sockmap would take again.
+    EnrolLock = ("enrol", "tcp", "lock"),
 }
 
 /// Entries of `COUNTERS` for one CPU: all counters, and what fills the last cache line (64 bytes), so that CPUs share none.

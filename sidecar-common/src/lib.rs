@@ -5,6 +5,7 @@
 pub mod addr;
 pub mod capture;
 pub mod counter;
+pub mod fastpath;
 pub mod flow;
 pub mod mesh;
 #[cfg(feature = "user")]

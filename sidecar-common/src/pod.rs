@@ -2,6 +2,7 @@
 
 use crate::{
     addr::{Endpoint, Ip, PortBe},
+    fastpath::{Candidate, Fields, Leg, Switch},
     flow::{FlowKey, Local, Note, Passed},
     rules::{CaptureRules, Source},
 };
@@ -13,4 +14,4 @@ macro_rules! plain_bytes {
         unsafe impl aya::Pod for $layout {}
     )*};
 }
-plain_bytes!(Ip, PortBe, Endpoint, FlowKey, Local, Note, Passed, CaptureRules, Source);
+plain_bytes!(Ip, PortBe, Endpoint, FlowKey, Local, Note, Passed, CaptureRules, Source, Candidate, Fields, Leg, Switch);

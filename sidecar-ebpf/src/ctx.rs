@@ -7,8 +7,11 @@
 //! branches the compiler makes one load at a computed offset, which the verifier refuses as well.
 #![expect(clippy::undocumented_unsafe_blocks, reason = "one argument holds for all and stands above")]
 
+mod kernel;
 mod lookup;
+mod message;
 mod sock_addr;
+mod sock_iter;
 mod sock_ops;
 mod sockopt;
 
@@ -35,8 +38,11 @@ use sidecar_common::{
 
 use crate::maps::{HEARTBEAT, MESH, NOTES, PROXY_LISTENERS, RULES};
 
+pub use kernel::{Kernel, KernelSocket};
 pub use lookup::Lookup;
+pub use message::{Message, current_write_is_plain};
 pub use sock_addr::{Family, SockAddr, V4, V6, set_errno};
+pub use sock_iter::SockIter;
 pub use sock_ops::{SockOps, inbound_port};
 pub use sockopt::Sockopt;
 

@@ -11,6 +11,8 @@ mod cgroup_sock_addr;
 mod cgroup_sockopt;
 mod count;
 mod ctx;
+mod enrol;
+mod fast_path;
 mod maps;
 mod mesh;
 mod sk_lookup;

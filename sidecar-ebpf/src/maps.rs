@@ -5,11 +5,12 @@ use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::bpf_map_lookup_elem,
     macros::{btf_map, map},
-    maps::{Array, HashMap, LpmTrie, RingBuf, SockMap},
+    maps::{Array, HashMap, LpmTrie, RingBuf, SockHash, SockMap},
 };
 use sidecar_common::{
     addr::{Endpoint, Ip, PortBe},
     counter,
+    fastpath::{Candidate, Fields, Leg, Switch},
     flow::{FlowKey, Note, Passed},
     mesh::Spoken,
     rules::{CaptureRules, Source},
@@ -22,10 +23,10 @@ const MMAPABLE: u32 = 1 << 10;
 #[map]
 pub static RULES: Array<CaptureRules> = Array::with_max_entries(1, 0);
 
-/// One entry: `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life. Written by the proxy through a memory
-/// mapping, without a system call; read with every verdict.
+/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; and its open connections, read by
+/// user space alone. Written by the proxy through a memory mapping, without a system call.
 #[map]
-pub static HEARTBEAT: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(2, MMAPABLE);
 
 /// What a port means: bits of `port_role`. Written by user space; read with every verdict. *Configured.*
 #[map]
@@ -102,6 +103,34 @@ pub static MESH: SkStorage<Spoken> = SkStorage::new();
 /// `on_mesh`: a handshake's request has no storage, and the listener's cannot be seen from there.
 #[map]
 pub static MESH_ANSWER: Array<u32> = Array::with_max_entries(1, 0);
+
+/// One entry. Written by user space; read by every program of the fast path.
+#[map]
+pub static FAST_PATH: Array<Switch> = Array::with_max_entries(1, 0);
+
+/// One entry. Written by user space before the first pass; read by every program of the fast path.
+#[map]
+pub static KERNEL_FIELDS: Array<Fields> = Array::with_max_entries(1, 0);
+
+/// The application's ends that are enrolled: what they send is judged by `on_message`. Written and deleted by `on_socket`; the
+/// kernel removes a socket that closes. Keys are the connection as that end sees it. *Configured.*
+#[map]
+pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
+
+/// The proxy's ends that are enrolled: where redirected messages go. Written by `on_socket`, never deleted while they live, for
+/// that would throw away what they have not read; the kernel removes a socket that closes. Keys are the connection as that end
+/// sees it. *Configured.*
+#[map]
+pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
+
+/// What is known of an enrolled end; dies with its socket. Written by `on_socket`, read by `on_message`.
+#[btf_map]
+pub static LEGS: SkStorage<Leg> = SkStorage::new();
+
+/// The connections that the pass under way is about to enrol, as the application's end sees them. Written by `on_socket`,
+/// emptied by user space after each pass. *Configured.*
+#[map]
+pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);
 
 /// For each CPU one counter for every reason (`sidecar_common::counter::slot`). Written by every program; read by user space
 /// through a memory mapping, which a per-CPU array does not have: whoever shows them needs neither a system call nor a

@@ -20,6 +20,9 @@ use endpoints::Interface;
 /// Takes log directives, or says what is wrong with them.
 pub type SetLogLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
+/// Switches the fast path, or says why not and what can be done.
+pub type SwitchFastPath = Arc<dyn Fn(bool) -> Result<(), String> + Send + Sync>;
+
 /// What the endpoints tell and do.
 #[derive(Clone)]
 pub struct Hooks {
@@ -33,6 +36,10 @@ pub struct Hooks {
     pub connections: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// All metrics in Prometheus' text format 0.0.4.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Whether the fast path is on, and why.
+    pub fast_path: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Switches it.
+    pub switch_fast_path: SwitchFastPath,
     /// Whether the sidecar drains, and what remains.
     pub drain_state: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// Begins to drain.

@@ -1,6 +1,7 @@
 //! The worker process: everything that carries connections, on listeners and figures that its supervisor lends it, and without
 //! any privilege.
 
+mod acceleration;
 mod confine;
 mod control;
 mod drain;

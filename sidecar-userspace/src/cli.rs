@@ -5,6 +5,7 @@ pub mod ca;
 pub mod check;
 pub mod config;
 pub mod drain;
+pub mod fastpath;
 pub mod policy;
 
 use std::process::ExitCode;
@@ -38,6 +39,9 @@ enum Command {
     /// Check, show and describe the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Ask a running sidecar about its fast path, and switch it.
+    #[command(subcommand)]
+    Fastpath(fastpath::FastPathCommand),
     /// Ask the rules of a configuration who may connect.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -54,6 +58,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::Drain(arguments) => with_config(&arguments.sources, |loaded| drain::run(arguments, &loaded.config)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
+        Command::Fastpath(command) => with_config(command.sources(), |loaded| fastpath::run(command, &loaded.config)),
         Command::Policy(command) => policy::run(command),
     }
 }

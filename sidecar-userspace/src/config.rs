@@ -93,8 +93,28 @@ pub struct Capture {
     pub on_failure: OnFailure,
     /// The proxy counts as hung when its last heartbeat is older than this. Default 1 s, 100 ms to 60 s.
     pub heartbeat_max_age: Duration,
+    /// Whether what applications send may go past TCP. Default off.
+    pub acceleration: Acceleration,
     /// Sizes of the kernel maps.
     pub maps: MapSizes,
+}
+
+impl Capture {
+    /// Room for connections on the fast path; without it for one, the least that the kernel takes.
+    pub fn accelerated(&self) -> u32 {
+        if self.acceleration == Acceleration::Off { 1 } else { self.maps.accelerated }
+    }
+}
+
+/// Whether what applications send may go past TCP to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceleration {
+    /// Never.
+    Off,
+    /// Where the probe finds nothing that an application could notice.
+    Auto,
+    /// Wherever the kernel can.
+    Force,
 }
 
 /// Outbound capture.
@@ -137,6 +157,8 @@ pub struct MapSizes {
     pub flows: u32,
     /// Listening sockets of the application. Default 16384.
     pub listeners: u32,
+    /// Connections on the fast path; further ones stay on TCP. Default 16384.
+    pub accelerated: u32,
 }
 
 /// How the proxy treats the connections it carries.

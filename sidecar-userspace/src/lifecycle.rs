@@ -3,5 +3,6 @@
 pub mod beats;
 pub mod board;
 pub mod counters;
+pub mod fast_path;
 pub mod readiness;
 mod words;

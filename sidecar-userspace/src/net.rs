@@ -2,6 +2,7 @@
 
 mod options;
 mod queue;
+pub mod scratch;
 mod side;
 mod stream;
 
@@ -21,7 +22,7 @@ pub use options::{backlog, mesh_answer, mesh_offer, mesh_peer, netns_cookie};
 pub use queue::Queue;
 pub use side::{Arrived, Received, Side};
 pub use sidecar_common::mesh::Transports;
-pub use stream::{Receivable, Stream};
+pub use stream::{Receivable, Stream, expect_data_past_tcp};
 
 /// The application's own end of a captured connection, as it would be without us.
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,7 @@ mod capabilities;
 mod capture;
 mod discovery;
 mod error;
+pub mod fast_path;
 mod listeners;
 mod netlink;
 mod pins;

@@ -1,10 +1,11 @@
 //! The process that holds what must outlive a crash: listeners, programs, links and maps. It starts the worker, which carries
 //! connections, and starts it again when it ends or hangs; what arrives meanwhile waits in the listeners' queues.
 //!
-//! It has one thread, no reactor and no TLS, speaks with nobody but the worker and the kernel, and needs every capability; the
-//! worker speaks with everybody, and has none. So it does what asks the kernel's bpf(2) and nothing else: it keeps addresses,
-//! routes and listeners known to the kernel side, and sees that the programs stay effective. Figures and the heartbeat cross
-//! through memory ([`crate::lifecycle`]), everything else as messages ([`crate::control`]).
+//! It has one thread, and another for the fast path if that is configured, no reactor and no TLS, speaks with nobody but the
+//! worker and the kernel, and needs every capability; the worker speaks with everybody, and has none. So it does what asks the
+//! kernel's bpf(2) and nothing else: it keeps addresses, routes and listeners known to the kernel side, and sees that the
+//! programs stay effective. Figures and the heartbeat cross through memory ([`crate::lifecycle`]), everything else as messages
+//! ([`crate::control`]).
 
 mod application;
 mod caring;

@@ -5,6 +5,7 @@ pub mod puppet;
 mod rush;
 mod seen;
 mod storm;
+mod stream;
 pub mod sys;
 
 use seen::outcome;

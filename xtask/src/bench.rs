@@ -38,9 +38,9 @@ pub(crate) struct Args {
     /// Shorter spans and streams: about two minutes, wider ranges
     #[arg(long)]
     quick: bool,
-    /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, envoy-mtls, sidecar-mtls,
+    /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, sidecar-fast, envoy-mtls, sidecar-mtls,
     /// sidecar-mtls-cold, sidecar-mtls-hybrid; mtls: those four and direct) and figures (round-trip, connect, bulk,
-    /// memory, lifecycle); may be given several times
+    /// memory, lifecycle; fastpath: its figures for the two modes that have them); may be given several times
     #[arg(long, value_name = "MODE|FIGURE")]
     only: Vec<Only>,
     /// Measure this binary instead of building one
@@ -53,6 +53,7 @@ pub(crate) struct Args {
 enum Only {
     Modes(Vec<Mode>),
     Group(Group),
+    Both(Vec<Mode>, Group),
 }
 
 impl std::str::FromStr for Only {
@@ -61,6 +62,10 @@ impl std::str::FromStr for Only {
     fn from_str(name: &str) -> Result<Self, String> {
         if name == "mtls" {
             return Ok(Self::Modes(Pair::MTLS.modes(&Mode::ALL)));
+        }
+        if name == Group::FastPath.name() {
+            let modes = Mode::ALL.into_iter().filter(|mode| mode.has(Group::FastPath)).collect();
+            return Ok(Self::Both(modes, Group::FastPath));
         }
         let mode = Mode::ALL.into_iter().find(|mode| mode.name() == name).map(|mode| Self::Modes(vec![mode]));
         let group = || Group::ALL.into_iter().find(|group| group.name() == name).map(Self::Group);
@@ -93,9 +98,14 @@ impl Extent {
 
 /// Measures, prints the table, and writes the figures to a file.
 pub(crate) fn run(args: Args) -> Result<()> {
-    let modes = chosen(Mode::ALL, &args.only, |only| if let Only::Modes(modes) = only { modes } else { &[] });
-    let groups =
-        chosen(Group::ALL, &args.only, |only| if let Only::Group(group) = only { from_ref(group) } else { &[] });
+    let modes = chosen(Mode::ALL, &args.only, |only| match only {
+        Only::Modes(modes) | Only::Both(modes, _) => modes,
+        Only::Group(_) => &[],
+    });
+    let groups = chosen(Group::ALL, &args.only, |only| match only {
+        Only::Group(group) | Only::Both(_, group) => from_ref(group),
+        Only::Modes(_) => &[],
+    });
     let extent = Extent::new(&args);
     if extent.rounds == 0 {
         bail!("--rounds 0 measures nothing");

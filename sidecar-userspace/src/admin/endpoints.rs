@@ -57,6 +57,12 @@ const ADMIN: &[Endpoint] = &[
     Endpoint { path: "/connections", about: "the open connections", read: connections, write: None },
     Endpoint { path: "/stats/prometheus", about: "all metrics, Prometheus text format", read: metrics, write: None },
     Endpoint {
+        path: "/fastpath",
+        about: "the fast path; POST /fastpath?switch=off (or on) switches it",
+        read: fast_path,
+        write: Some(switch_fast_path),
+    },
+    Endpoint {
         path: "/drain",
         about: "whether it drains, and what remains; POST /drain begins",
         read: drain_state,
@@ -152,6 +158,27 @@ fn config_dump(hooks: &Hooks) -> Answer {
 
 fn connections(hooks: &Hooks) -> Answer {
     json(&(hooks.connections)())
+}
+
+fn fast_path(hooks: &Hooks) -> Answer {
+    json(&(hooks.fast_path)())
+}
+
+fn switch_fast_path(hooks: &Hooks, query: &str) -> Answer {
+    let on = match query {
+        "switch=on" => true,
+        "switch=off" => false,
+        _ => {
+            return text(
+                StatusCode::BAD_REQUEST,
+                "say which: POST /fastpath?switch=on or /fastpath?switch=off\n".to_owned(),
+            );
+        }
+    };
+    match (hooks.switch_fast_path)(on) {
+        Ok(()) => fast_path(hooks),
+        Err(error) => text(StatusCode::CONFLICT, format!("{error}\n")),
+    }
 }
 
 fn drain_state(hooks: &Hooks) -> Answer {

@@ -58,6 +58,8 @@ fn hooks(unready: &Arc<Mutex<Vec<Unready>>>, level: &Arc<Mutex<String>>) -> Hook
         config_dump: Arc::new(|| json!({"pod": {"workload": "shop"}})),
         connections: Arc::new(|| json!([{"id": 1}])),
         metrics: Arc::new(|| "up 1\n".to_owned()),
+        fast_path: Arc::new(|| serde_json::json!({ "on": true })),
+        switch_fast_path: Arc::new(|on| if on { Err("no fast path on this kernel".to_owned()) } else { Ok(()) }),
         drain_state: Arc::new(move || json!({ "draining": *seen.lock().unwrap() })),
         drain: Arc::new(move || *draining.lock().unwrap() = true),
         log_level: Arc::new(move || read.lock().unwrap().clone()),
@@ -166,6 +168,21 @@ async fn the_log_level_is_changed_over_both_admin_interfaces() {
         assert!(answer.contains(says), "{answer}");
     }
     assert_eq!(*world.level.lock().unwrap(), "debug");
+}
+
+#[tokio::test]
+async fn the_fast_path_is_switched_over_the_admin_interface() {
+    let world = World::start("fast-path");
+    for (method, target, status, told) in [
+        ("GET", "/fastpath", 200, "\"on\": true"),
+        ("POST", "/fastpath?switch=off", 200, "\"on\": true"),
+        ("POST", "/fastpath?switch=on", 409, "no fast path on this kernel"),
+        ("POST", "/fastpath?switch=maybe", 400, "switch=on"),
+        ("GET", "/fastpath?switch=off", 405, "POST"),
+    ] {
+        let (answered, answer) = ask(world.admin, method, target, "").await;
+        assert!(answered == status && answer.contains(told), "{method} {target}: {answer}");
+    }
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@ use tokio::{runtime, sync::watch};
 
 use super::{
     Error,
+    acceleration::{self, FastPath},
     confine::confine,
     drain::{Drain, Switch},
-    hooks::hooks,
+    hooks::{Levers, hooks},
     inherited::Inherited,
     orders::{Orders, Stop, Told, stopped},
     orphan,
@@ -87,6 +88,9 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
         stop: watch::Sender::new(Stop::Not),
     };
     let switch = Switch::new(board.clone(), supervisor, &telemetry);
+    let acceleration = loaded.config.capture.acceleration;
+    let fast_path = FastPath::new(acceleration, board.clone(), orders.clone());
+    let carried = acceleration::tell_what_is_carried(acceleration, &telemetry, heartbeat.clone());
     let drain = Drain {
         orders: orders.clone(),
         telemetry: telemetry.clone(),
@@ -106,7 +110,8 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
     if reload_failed {
         reload.failed();
     }
-    let hooks = hooks(readiness.clone(), heartbeat, &telemetry, log, reload.in_force(), switch, orders.clone());
+    let levers = Levers { switch, fast_path, orders: orders.clone() };
+    let hooks = hooks(readiness.clone(), heartbeat, &telemetry, log, reload.in_force(), levers);
     orders.report(&Report::Serving);
     let code = tokio::select! {
         failed = serve_endpoints(endpoints, hooks, orphaned) => failed.map(|never| match never {}).map_err(Error::from),
@@ -117,6 +122,7 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
         }
         () = follow_orders(&orders, &told, &reload) => Ok(ExitCode::FAILURE),
         never = sweep_idle(&telemetry, idle_timeout) => match never {},
+        never = carried => match never {},
         never = tell_when_ready(&readiness, began) => match never {},
         never = follow_identity(trust, &drain.queues[1], attached) => match never {},
     };

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{drain::Switch, orders::Orders, reload::InForce};
+use super::{acceleration::FastPath, drain::Switch, orders::Orders, reload::InForce};
 use crate::{
     admin::Hooks,
     control::Report,
@@ -15,14 +15,20 @@ use crate::{
     telemetry::{Telemetry, log::LogControl},
 };
 
+/// What an operator may move, and who is told of it.
+pub(super) struct Levers {
+    pub(super) switch: Switch,
+    pub(super) fast_path: FastPath,
+    pub(super) orders: Orders,
+}
+
 pub(super) fn hooks(
     readiness: Readiness,
     heartbeat: Heartbeat,
     telemetry: &Telemetry,
     log: LogControl,
     in_force: InForce,
-    switch: Switch,
-    orders: Orders,
+    Levers { switch, fast_path, orders }: Levers,
 ) -> Hooks {
     let live_heartbeat = heartbeat.clone();
     let (for_connections, for_metrics, log_again) = (telemetry.clone(), telemetry.clone(), log.clone());
@@ -43,6 +49,11 @@ pub(super) fn hooks(
             let orders = orders.clone();
             move || orders.report(&Report::Drain)
         }),
+        fast_path: Arc::new({
+            let fast_path = fast_path.clone();
+            move || fast_path.to_json()
+        }),
+        switch_fast_path: Arc::new(move |on| fast_path.switch(on)),
         log_level: Arc::new(move || log.current()),
         set_log_level: Arc::new(move |directives| {
             log_again.set(directives).map_err(|error| error.to_string())?;

@@ -11,7 +11,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{Semaphore, watch};
 
 use super::{
-    Error,
+    Error, acceleration,
     hooks::{export_board, export_counters},
     inherited::Inherited,
     trust::Trust,
@@ -91,6 +91,8 @@ pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidec
     let telemetry = Telemetry::start(&config.telemetry, &config.pod)?;
     export_counters(&telemetry, counters);
     export_board(&telemetry, board.clone());
+    acceleration::export(&telemetry, board.clone());
+    acceleration::expect(config.capture.acceleration);
     let readiness = Readiness::new();
     let mtls = Mtls { config: config.mtls.clone(), current: Current::default() };
     let mut trust = Trust::begin(config, &telemetry, &mtls, &readiness);

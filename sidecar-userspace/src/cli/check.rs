@@ -3,7 +3,7 @@
 use std::{fs, io::Write, net::SocketAddr, path::Path, process::ExitCode};
 
 use crate::{
-    config::{Config, OnFailure},
+    config::{Acceleration, Config, OnFailure},
     net,
     pod::{self, Place},
     redirect::{self, Programs, Subflows, missing_capabilities},
@@ -49,10 +49,14 @@ pub fn run(config: &Config) -> ExitCode {
             report.check("eBPF programs", Ok("every program of the capture passes the verifier".to_owned()));
             report.inform("mesh discovery", discovery(&programs));
             report.inform("MPTCP clients", mptcp(programs.subflows(), config.mtls.outbound.any_strict()));
+            report.inform("fast path", fast_path(programs, config.capture.acceleration));
         }
         Err(error) => report.check("eBPF programs", Err(error.to_string())),
     }
-    report.inform("map sizes", format!("flows {}, listeners {}", sizes.flows, sizes.listeners));
+    report.inform(
+        "map sizes",
+        format!("flows {}, listeners {}, accelerated {}", sizes.flows, sizes.listeners, sizes.accelerated),
+    );
     for (name, address) in ports(config) {
         let free = net::listen(address).map(|_| format!("{address} is free"));
         report.check(
@@ -113,6 +117,24 @@ fn discovery(programs: &Programs) -> String {
     }
 }
 
+fn fast_path(programs: Programs, acceleration: Acceleration) -> String {
+    if acceleration == Acceleration::Off {
+        return "off; `acceleration: auto` uses it where the kernel changes nothing that an application could notice"
+            .to_owned();
+    }
+    match programs.try_fast_path() {
+        Ok(report) => {
+            let used = match acceleration {
+                Acceleration::Force if report.redirects => "forced",
+                _ if report.is_clean() => "used",
+                _ => "not used",
+            };
+            format!("{used}: {} ({} ms)", report.verdict(), report.took.as_millis())
+        }
+        Err(error) => format!("not used: {error}"),
+    }
+}
+
 fn kernel_release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|error| error.to_string(), |text| text.trim().to_owned())
@@ -130,7 +152,8 @@ fn mptcp(subflows: &Subflows, strict: bool) -> String {
 
 fn btf() -> String {
     let path = Path::new("/sys/kernel/btf/vmlinux");
-    if path.exists() { "present (not needed for capture)" } else { "absent (not needed for capture)" }.to_owned()
+    if path.exists() { "present (only the fast path needs it)" } else { "absent (only the fast path needs it)" }
+        .to_owned()
 }
 
 fn capabilities() -> Result<String, String> {

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    AccessLog, Capture, Cidr, InboundCapture, LogFormat, MapSizes, OnFailure, OutboundCapture, Pod, Proxy, Telemetry,
+    Acceleration, AccessLog, Capture, Cidr, InboundCapture, LogFormat, MapSizes, OnFailure, OutboundCapture, Pod,
+    Proxy, Telemetry,
 };
 
 /// Where every cloud serves its instance metadata. It is answered by the host, often by source address, so that a
@@ -37,7 +38,7 @@ impl Default for InboundCapture {
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { flows: 16384, listeners: 16384 }
+        Self { flows: 16384, listeners: 16384, accelerated: 16384 }
     }
 }
 
@@ -48,6 +49,7 @@ impl Default for Capture {
             inbound: InboundCapture::default(),
             on_failure: OnFailure::Open,
             heartbeat_max_age: Duration::from_secs(1),
+            acceleration: Acceleration::Off,
             maps: MapSizes::default(),
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 
 use super::{
-    AccessLog, LogFormat, Mode, OnFailure,
+    Acceleration, AccessLog, LogFormat, Mode, OnFailure,
     document::Node,
     draft::Draft,
     kind::{Choice, Kind, List, Number, Optional, PORT, Refusal, Switch},
@@ -176,6 +176,9 @@ pub(super) static KEYS: &[Key] = &[
         "Connections between their SYN and the proxy's accept."),
     key("capture.maps.listeners", &Field { kind: Number { min: 1, max: 1 << 24 }, at: |c| &mut c.capture.maps.listeners },
         "Listening sockets of the application."),
+    // The probe needs some of them at once.
+    key("capture.maps.accelerated", &Field { kind: Number { min: 64, max: 1 << 24 }, at: |c| &mut c.capture.maps.accelerated },
+        "Connections on the fast path; further ones stay on TCP."),
 
     key("proxy.workers", &Field { kind: Number { min: 1, max: 1024 }, at: |c| &mut c.proxy.workers },
         "Threads that carry connections. Default: the number of usable cores, at most 2."),
@@ -204,6 +207,13 @@ pub(super) static KEYS: &[Key] = &[
         "User and group of the worker process, such as `1337:1337` or `1337` for both; null: those of the sidecar. It must be able to read the files of `identity`."),
     key("proxy.proxy_protocol_ports", &Field { kind: List(PORT), at: |c| &mut c.proxy.proxy_protocol_ports },
         "Ports of the application that get a PROXY protocol v2 header before the first byte of each inbound connection."),
+
+    key("acceleration",
+        &Field {
+            kind: Choice(&[("off", Acceleration::Off), ("auto", Acceleration::Auto), ("force", Acceleration::Force)]),
+            at: |c| &mut c.capture.acceleration,
+        },
+        "The fast path, by which what applications send goes to the proxy past TCP: `off`; `auto`, where the kernel is found at the start to change nothing that an application could notice; `force`, wherever the kernel redirects."),
 
     key("identity.files.cert", &Field { kind: Optional(AbsolutePath), at: |c| &mut c.files.cert },
         "The workload's certificate, followed by those of its intermediate authorities."),

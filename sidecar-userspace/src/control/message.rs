@@ -113,6 +113,8 @@ pub enum Report {
     Drain,
     /// No connection of this kind is to come any more.
     Withdraw(Withdrawn),
+    /// Somebody asks how the fast path stands, and may want it on or off. The answer, and what became of that, is on the board.
+    FastPath(Option<bool>),
 }
 
 /// Connections that are not to come any more.

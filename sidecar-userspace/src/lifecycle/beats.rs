@@ -17,6 +17,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::words::Words;
 
+/// Entries of the array: the oldest beat, and the connections that are open.
+const WORDS: usize = 2;
+
 /// Threads beat; the kernel sees the oldest beat, so that one wedged thread is noticed although the others live.
 #[derive(Clone)]
 pub struct Heartbeat(Arc<Shared>);
@@ -27,14 +30,14 @@ struct Shared {
 }
 
 impl Heartbeat {
-    /// Beats into the one entry of an mmap-able array, on behalf of so many threads.
+    /// Beats into the first entry of an mmap-able array, on behalf of so many threads.
     ///
     /// # Errors
     /// The array cannot be mapped.
     pub fn map(array: impl AsFd, threads: usize) -> io::Result<Self> {
         let now = monotonic_now();
         let threads = (0..threads).map(|_| AtomicU64::new(now)).collect();
-        let heartbeat = Self(Arc::new(Shared { threads, array: Words::map(array, 1)? }));
+        let heartbeat = Self(Arc::new(Shared { threads, array: Words::map(array, WORDS)? }));
         heartbeat.publish();
         Ok(heartbeat)
     }
@@ -43,6 +46,11 @@ impl Heartbeat {
     pub fn beat(&self, thread: usize) {
         self.0.threads[thread].store(monotonic_now(), Ordering::Relaxed);
         self.publish();
+    }
+
+    /// So many connections are open.
+    pub fn carries(&self, connections: usize) {
+        self.0.array.get(1).store(connections as u64, Ordering::Relaxed);
     }
 
     /// Age of the oldest beat, in nanoseconds.
@@ -63,12 +71,12 @@ impl Heartbeat {
 pub struct Pulse(Words);
 
 impl Pulse {
-    /// Feels the one entry of an mmap-able array, which counts as a beat now: whoever is about to beat gets the time for it.
+    /// Feels the first entry of an mmap-able array, which counts as a beat now: whoever is about to beat gets the time for it.
     ///
     /// # Errors
     /// The array cannot be mapped.
     pub fn map(array: impl AsFd) -> io::Result<Self> {
-        let pulse = Self(Words::map(array, 1)?);
+        let pulse = Self(Words::map(array, WORDS)?);
         pulse.0.get(0).store(monotonic_now(), Ordering::Relaxed);
         Ok(pulse)
     }
@@ -81,6 +89,25 @@ impl Pulse {
     /// Whoever beat is dead, and cannot have beaten in the future: what it wrote must not keep it alive for the kernel.
     pub fn of_the_dead(&self) {
         self.0.get(0).fetch_min(monotonic_now(), Ordering::Relaxed);
+        self.0.get(1).store(0, Ordering::Relaxed);
+    }
+}
+
+/// What the worker says that it carries.
+pub struct Carried(Words);
+
+impl Carried {
+    /// Reads the second entry of the array.
+    ///
+    /// # Errors
+    /// The array cannot be mapped.
+    pub fn map(array: impl AsFd) -> io::Result<Self> {
+        Ok(Self(Words::map_to_read(array, WORDS)?))
+    }
+
+    /// Connections that are open.
+    pub fn connections(&self) -> u64 {
+        self.0.get(1).load(Ordering::Relaxed)
     }
 }
 
@@ -118,7 +145,12 @@ mod tests {
         array.set_len(4096).unwrap();
         let pulse = Pulse::map(&array).unwrap();
         pulse.0.get(0).store(u64::MAX, Ordering::Relaxed);
+        Heartbeat::map(&array, 1).unwrap().carries(7);
+        let carried = Carried::map(&array).unwrap();
+        assert_eq!(carried.connections(), 7);
+        pulse.0.get(0).store(u64::MAX, Ordering::Relaxed);
         pulse.of_the_dead();
+        assert_eq!(carried.connections(), 0, "the dead carry nothing");
         assert!(pulse.0.get(0).load(Ordering::Relaxed) <= monotonic_now());
         pulse.0.get(0).store(1, Ordering::Relaxed);
         pulse.of_the_dead();

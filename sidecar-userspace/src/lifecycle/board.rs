@@ -5,7 +5,10 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
 
 use nix::{
@@ -41,12 +44,30 @@ pub enum Figure {
     MptcpAsTcp,
     /// 1: the kernel discovers no other sidecars.
     NoDiscovery,
+    /// How far the fast path is ([`super::fast_path::Phase`], as the figures below).
+    FastPathPhase,
+    /// 1: messages may be redirected.
+    FastPathOn,
+    /// 1: an operator has switched it.
+    FastPathByHand,
+    /// 1: the probe saw messages redirected.
+    FastPathRedirects,
+    /// A bit for each trap that the probe sprang.
+    FastPathSprung,
+    /// Connections that were on it at the last look.
+    FastPathConnections,
+    /// How often an operator was answered about it.
+    FastPathAnswers,
 }
 
 /// Words for figures, more than there are.
 const FIGURES: usize = 64;
 /// Words for a bit of each port.
 const PORTS: usize = (1 << 16) / 64;
+/// Words for a text.
+const TEXT: usize = 64;
+/// All of them.
+const ALL: usize = FIGURES + PORTS + TEXT;
 
 /// The supervisor's end.
 pub struct Board {
@@ -62,8 +83,8 @@ impl Board {
     pub fn new() -> io::Result<Self> {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create(c"sidecar-board", flags)?);
-        file.set_len(((FIGURES + PORTS) * size_of::<u64>()) as u64)?;
-        let words = Words::map(&file, FIGURES + PORTS)?;
+        file.set_len((ALL * size_of::<u64>()) as u64)?;
+        let words = Words::map(&file, ALL)?;
         // Whoever gets the descriptor reads: only the mapping that is there already may write (Linux 5.1).
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_FUTURE_WRITE;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
@@ -78,6 +99,16 @@ impl Board {
     /// Adds to a figure.
     pub fn add(&self, figure: Figure, more: u64) {
         self.words.get(figure as usize).fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Writes a text, as much as there is room for. Figures that are written afterwards may speak of it.
+    pub fn say(&self, text: &str) {
+        let mut bytes = text.bytes();
+        for word in 0..TEXT {
+            let word_of = std::array::from_fn(|_| bytes.next().unwrap_or(0));
+            self.words.get(FIGURES + PORTS + word).store(u64::from_ne_bytes(word_of), Ordering::Relaxed);
+        }
+        fence(Ordering::Release);
     }
 
     /// Writes the ports on which the application listens on a certain device.
@@ -107,12 +138,21 @@ impl BoardReader {
     /// # Errors
     /// It cannot be mapped.
     pub fn map(board: impl AsFd) -> io::Result<Self> {
-        Ok(Self(Arc::new(Words::map_to_read(board, FIGURES + PORTS)?)))
+        Ok(Self(Arc::new(Words::map_to_read(board, ALL)?)))
     }
 
     /// A figure as it is now.
     pub fn get(&self, figure: Figure) -> u64 {
         self.0.get(figure as usize).load(Ordering::Relaxed)
+    }
+
+    /// The text, as it was before a figure that was read.
+    pub fn said(&self) -> String {
+        fence(Ordering::Acquire);
+        let words = (0..TEXT).flat_map(|word| self.0.get(FIGURES + PORTS + word).load(Ordering::Relaxed).to_ne_bytes());
+        let bytes: Vec<u8> = words.take_while(|byte| *byte != 0).collect();
+        // It may have been cut within a character.
+        bytes.utf8_chunks().next().map_or_else(String::new, |chunk| chunk.valid().to_owned())
     }
 
     /// Processes of the application at the last look; `None`: they cannot be counted.

@@ -23,7 +23,7 @@ use super::ClientLocal;
 use crate::addr::{ClientAddr, OrigDst, canonical};
 
 /// Types of which every bit pattern is a value, so that an option may be read and written as bytes.
-trait Plain: Copy {}
+pub(super) trait Plain: Copy {}
 impl Plain for u8 {}
 impl Plain for i32 {}
 impl Plain for u64 {}
@@ -178,7 +178,7 @@ pub fn backlog(listener: &TcpListener) -> io::Result<u32> {
     Ok(unsafe { info.assume_init() }.tcpi_unacked)
 }
 
-fn set<T: Plain>(fd: RawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
+pub(super) fn set<T: Plain>(fd: RawFd, level: i32, name: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the value is as long as the length says and is only read.
     let result = unsafe { libc::setsockopt(fd, level, name, std::ptr::from_ref(value).cast(), length) };

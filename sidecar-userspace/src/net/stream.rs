@@ -7,8 +7,10 @@ use std::{
     io::{self, Read as _},
     mem::MaybeUninit,
     net::{IpAddr, Shutdown, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
+use sidecar_common::fastpath::WORTH_BYTES;
 use socket2::Socket;
 use tokio::{
     io::{
@@ -21,8 +23,21 @@ use tokio::{
 use super::{Arrived, ClientLocal, Received, Side, Transports, options};
 use crate::addr::{ClientAddr, OrigDst, UpstreamLocal, canonical};
 
+/// Whether bytes may come past TCP.
+static PAST_TCP: AtomicBool = AtomicBool::new(false);
+
+/// From now on sockets that have carried [`WORTH_BYTES`], of which the kernel counts a few more, may have a second queue beside TCP's, which the fast path fills. Their
+/// bytes are in order, but what TCP says of its own queue is no longer the whole truth.
+pub fn expect_data_past_tcp() {
+    PAST_TCP.store(true, Relaxed);
+}
+
 /// A connected TCP socket.
-pub struct Stream(AsyncFd<Socket>);
+pub struct Stream {
+    socket: AsyncFd<Socket>,
+    /// Bytes received, as far as they matter.
+    received: Cell<u64>,
+}
 
 impl Stream {
     /// Watches a connected, non-blocking socket with this thread's reactor.
@@ -33,7 +48,8 @@ impl Stream {
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         // SAFETY: the socket is owned by the `AsyncFd`, which gives it out by shared reference only: its descriptor
         // stays open and the same as long as it is registered.
-        unsafe { AsyncFd::register_with_interest(socket, interest) }.map(Self).map_err(io::Error::from)
+        let registered = unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)?;
+        Ok(Self { socket: registered, received: Cell::new(0) })
     }
 
     pub(super) async fn connect(socket: Socket, to: SocketAddr) -> io::Result<Self> {
@@ -48,8 +64,8 @@ impl Stream {
             result => return result.and_then(|()| Self::register(socket)),
         }
         let stream = Self::register(socket)?;
-        let _ = stream.0.ready(Interest::WRITABLE).await?;
-        match stream.0.get_ref().take_error()? {
+        let _ = stream.socket.ready(Interest::WRITABLE).await?;
+        match stream.socket.get_ref().take_error()? {
             Some(error) => Err(error),
             None => Ok(stream),
         }
@@ -63,10 +79,10 @@ impl Stream {
     pub async fn peek<T>(&self, waited: &Cell<bool>, tell: impl Fn(&[u8]) -> Option<T>) -> io::Result<Option<T>> {
         let mut seen = vec![MaybeUninit::uninit(); 1024];
         loop {
-            let mut ready = self.0.readable().await?;
+            let mut ready = self.socket.readable().await?;
             // Asked before looking: what came before the end is seen.
             let ended = ready.ready().is_read_closed();
-            let there = match self.0.get_ref().peek(&mut seen) {
+            let there = match self.socket.get_ref().peek(&mut seen) {
                 Ok(0) => return Ok(None),
                 Ok(there) => there,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -95,14 +111,14 @@ impl Stream {
     /// # Errors
     /// The kernel's answer to `epoll_ctl`.
     pub fn watched_anew(self) -> io::Result<Self> {
-        Self::register(self.0.into_inner())
+        Self::register(self.socket.into_inner())
     }
 
     /// Asks the kernel before the reactor, which knows nothing of a socket that it has not yet been asked about.
     fn try_send(&self, send: impl Fn(&Socket) -> io::Result<usize>) -> io::Result<usize> {
-        let sent = match send(self.0.get_ref()) {
+        let sent = match send(self.socket.get_ref()) {
             // Once more, so that the reactor knows that it is to tell when there is room.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.0.try_io(Interest::WRITABLE, send),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.socket.try_io(Interest::WRITABLE, send),
             sent => sent,
         };
         match sent {
@@ -124,7 +140,7 @@ impl Stream {
     /// # Errors
     /// The kernel's answer to `getsockopt`.
     pub fn original_dst(&self, client: ClientAddr) -> io::Result<Option<OrigDst>> {
-        options::original_dst(self.0.get_ref(), client)
+        options::original_dst(self.socket.get_ref(), client)
     }
 
     /// The application's own end of an accepted, captured connection; `None`: it is the address that this socket shows.
@@ -132,13 +148,13 @@ impl Stream {
     /// # Errors
     /// The kernel's answer to `getsockopt`.
     pub fn client_local(&self) -> io::Result<Option<ClientLocal>> {
-        options::client_local(self.0.get_ref())
+        options::client_local(self.socket.get_ref())
     }
 
     /// Whether the application at the other end of a connection that [`connect_in`](super::connect_in) opened sees the
     /// client that was named.
     pub(super) fn is_presented(&self) -> io::Result<bool> {
-        options::is_presented(self.0.get_ref())
+        options::is_presented(self.socket.get_ref())
     }
 
     /// What the other end said in the handshake: see [`mesh_peer`](super::mesh_peer).
@@ -146,7 +162,7 @@ impl Stream {
     /// # Errors
     /// The kernel's answer to `getsockopt`.
     pub fn mesh_peer(&self) -> io::Result<Option<Transports>> {
-        options::mesh_peer(self.0.get_ref())
+        options::mesh_peer(self.socket.get_ref())
     }
 
     /// Our own end.
@@ -154,7 +170,7 @@ impl Stream {
     /// # Errors
     /// The connection is gone.
     pub fn local(&self) -> io::Result<SocketAddr> {
-        let address = self.0.get_ref().local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
+        let address = self.socket.get_ref().local_addr()?.as_socket().ok_or(io::ErrorKind::InvalidData)?;
         Ok(canonical(address))
     }
 
@@ -176,15 +192,16 @@ impl Side for Stream {
     type Arrived<'a> = Receivable<'a>;
 
     async fn receivable(&self) -> io::Result<Receivable<'_>> {
-        self.0.ready(Interest::READABLE | Interest::PRIORITY).await.map(Receivable)
+        let guard = self.socket.ready(Interest::READABLE | Interest::PRIORITY).await?;
+        Ok(Receivable { guard, received: &self.received })
     }
 
     fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        (&mut self.0.get_ref()).read(buffer)
+        (&mut self.socket.get_ref()).read(buffer)
     }
 
     async fn sendable(&self) -> io::Result<()> {
-        self.0.ready(Interest::WRITABLE).await.map(drop)
+        self.socket.ready(Interest::WRITABLE).await.map(drop)
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
@@ -203,50 +220,66 @@ impl Side for Stream {
     }
 
     fn finish_sending(&self) -> io::Result<bool> {
-        self.0.get_ref().shutdown(Shutdown::Write).map(|()| true)
+        self.socket.get_ref().shutdown(Shutdown::Write).map(|()| true)
     }
 
     async fn failed(&self) {
         // An error of the runtime itself ends the waiting as well: the connection is of no use then.
-        let _ = self.0.ready(Interest::ERROR).await;
+        let _ = self.socket.ready(Interest::ERROR).await;
     }
 
     fn end_cleanly(&self) {
         // Fails only for sockets that are gone already, which then end as they may.
-        let _ = self.0.get_ref().set_linger(None);
+        let _ = self.socket.get_ref().set_linger(None);
     }
 }
 
 /// Something can be received.
-pub struct Receivable<'a>(AsyncFdReadyGuard<'a, Socket>);
+pub struct Receivable<'a> {
+    guard: AsyncFdReadyGuard<'a, Socket>,
+    received: &'a Cell<u64>,
+}
 
 impl Arrived for Receivable<'_> {
     fn receive(mut self, buffer: &mut [u8], more: bool) -> io::Result<Received> {
-        let urgent = self.0.ready().is_priority();
+        let urgent = self.guard.ready().is_priority();
         // With `more` an urgent byte may have arrived meanwhile, and reading on from its mark would lose it.
         // The socket keeps urgent bytes in the stream (`SO_OOBINLINE`), so that one that is overtaken by the next is not
         // lost; a read stops before the mark, and at the mark the one byte is the urgent one.
-        let at_mark = (urgent || more) && options::at_urgent_mark(self.0.get_inner())?;
+        let at_mark = (urgent || more) && options::at_urgent_mark(self.guard.get_inner())?;
+        let past_tcp = self.received.get() >= WORTH_BYTES / 2 && PAST_TCP.load(Relaxed);
         let buffer = if at_mark { &mut buffer[..1] } else { buffer };
-        match (&mut self.0.get_inner()).read(buffer) {
+        match self.read(buffer, past_tcp) {
             Ok(0) => Ok(Received::End),
-            Ok(_) if at_mark => {
-                self.0.clear_ready_matching(Ready::PRIORITY);
+            Ok(_) if at_mark && !(past_tcp && options::at_urgent_mark(self.guard.get_inner())?) => {
+                self.guard.clear_ready_matching(Ready::PRIORITY);
                 Ok(Received::Urgent(buffer[0]))
             }
             Ok(bytes) => {
-                // Less than asked for means that the queue is empty (epoll(7)), unless reading stopped at the urgent mark.
-                if bytes < buffer.len() && !urgent {
-                    self.0.clear_ready_matching(Ready::READABLE);
+                self.received.set(self.received.get().saturating_add(bytes as u64));
+                // Less than asked for means that the queue is empty (epoll(7)), unless reading stopped at the urgent mark or there
+                // are two queues.
+                if bytes < buffer.len() && !urgent && !past_tcp {
+                    self.guard.clear_ready_matching(Ready::READABLE);
                 }
                 Ok(Received::Bytes(bytes))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.0.clear_ready_matching(Ready::READABLE | Ready::PRIORITY);
+                self.guard.clear_ready_matching(Ready::READABLE | Ready::PRIORITY);
                 Ok(Received::Nothing)
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Nothing),
             Err(error) => Err(error),
+        }
+    }
+}
+
+impl Receivable<'_> {
+    /// With two queues the end of one may be seen in the moment in which the other has been filled: the end is what is seen twice.
+    fn read(&self, buffer: &mut [u8], past_tcp: bool) -> io::Result<usize> {
+        match (&mut self.guard.get_inner()).read(buffer) {
+            Ok(0) if past_tcp => (&mut self.guard.get_inner()).read(buffer),
+            read => read,
         }
     }
 }

@@ -22,6 +22,7 @@ use super::{
     bpf_log::BpfLog,
     discovery::MESH_PROGRAM,
     error::Error,
+    fast_path,
     listeners::{ListenerMaps, ListenerWatch},
     pins::Pins,
     programs::{self, LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS, Programs},
@@ -29,7 +30,7 @@ use super::{
     uncaptured::UncapturedWatch,
 };
 use crate::{
-    config::{Config, OnFailure},
+    config::{Acceleration, Config, OnFailure},
     lifecycle::{beats::Pulse, counters::Counters},
     pod::Pod,
 };
@@ -44,6 +45,7 @@ pub struct Prepared {
     discovery_link: Option<SockOpsLink>,
     on_failure: OnFailure,
     listener_capacity: usize,
+    accelerates: bool,
 }
 
 /// The maps that the worker sees as memory.
@@ -88,9 +90,10 @@ pub struct Attached {
 
 /// The capture in force. [`Capture::detach`] ends it on purpose; dropping it is like dying, and `on_failure` decides.
 ///
-/// The object that the programs came from is gone: links keep the programs, programs their maps, and what is held here of the
-/// maps is for whoever looks at them from outside.
+/// The object that the programs came from is gone unless the fast path needs it: links keep the programs, programs their maps,
+/// and what is held here of the maps is for whoever looks at them from outside.
 pub struct Capture {
+    fast_path: Option<fast_path::Parts>,
     links: Vec<FdLink>,
     pins: Pins,
     counters: Counters,
@@ -137,6 +140,7 @@ impl Programs {
             discovery_link: self.discovery_link,
             on_failure: config.capture.on_failure,
             listener_capacity: config.capture.maps.listeners as usize,
+            accelerates: config.capture.acceleration != Acceleration::Off,
         })
     }
 }
@@ -193,9 +197,12 @@ impl Prepared {
                 pins.replace(links)?
             }
         };
+        let fast_path = self.accelerates.then(|| fast_path::Maps::take(&mut self.ebpf)).transpose()?;
         let maps = self.other_maps();
-        let Self { shared, addresses, listeners, log, .. } = self;
-        let capture = Capture { links, pins, counters, listeners, pod, ids, _own: own, _maps: maps };
+        let Self { ebpf, shared, addresses, listeners, log, .. } = self;
+        let netns = pod.netns_cookie();
+        let fast_path = fast_path.map(|maps| fast_path::Parts { ebpf, maps, netns });
+        let capture = Capture { fast_path, links, pins, counters, listeners, pod, ids, _own: own, _maps: maps };
         Ok(Attached { capture, shared, addresses, listeners: listener_watch, uncaptured, log })
     }
 
@@ -213,6 +220,11 @@ impl Prepared {
 }
 
 impl Capture {
+    /// What the fast path is made of, once; `None`: it is not configured.
+    pub fn fast_path(&mut self) -> Option<fast_path::Parts> {
+        self.fast_path.take()
+    }
+
     /// No new connection of others comes to the proxy from now on: `on_failure` decides what becomes of them. What the
     /// application opens is captured as before.
     pub fn stop_inbound(&mut self) -> Result<(), Error> {

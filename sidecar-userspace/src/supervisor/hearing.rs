@@ -39,6 +39,8 @@ impl Supervisor {
             },
             Report::Drain => self.drain("sidecar drain", false),
             Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
+            // Without one nobody is to ask.
+            Report::FastPath(wanted) => self.fast_path.iter().for_each(|path| path.answer(wanted)),
         }
     }
 

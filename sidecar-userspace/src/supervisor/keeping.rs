@@ -2,13 +2,22 @@
 
 use std::{
     os::fd::BorrowedFd,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use super::Error;
 use crate::{
+    config::Acceleration,
     control::{Condition, Order},
-    lifecycle::board::{Board, Figure},
-    redirect::{AddressWatch, Attached, BpfLog, Capture, ListenerWatch, SharedMaps, Uncaptured, UncapturedWatch},
+    lifecycle::{
+        beats::Carried,
+        board::{Board, Figure},
+    },
+    redirect::{
+        AddressWatch, Attached, BpfLog, Capture, ListenerWatch, SharedMaps, Uncaptured, UncapturedWatch,
+        fast_path::FastPath,
+    },
 };
 
 /// Time between two checks that the programs are still effective.
@@ -55,6 +64,18 @@ impl Keeping {
         board.set_device_bound(keeping.listeners.device_bound());
         show(board, keeping.uncaptured.figures());
         keeping
+    }
+
+    /// Has the fast path begin, if the configuration asks for it: it takes its time on a thread of its own.
+    pub(super) fn accelerate(
+        &mut self,
+        acceleration: Acceleration,
+        board: &Arc<Board>,
+    ) -> Result<Option<FastPath>, Error> {
+        let Some(parts) = self.capture.fast_path() else { return Ok(None) };
+        let carried = Carried::map(self.shared.heartbeat()).map_err(Error::runtime("see what the worker carries"))?;
+        let open = move || carried.connections();
+        Ok(Some(FastPath::start(acceleration, parts, Arc::clone(board), open)))
     }
 
     /// Whether everything holds, as the worker is told it.

@@ -2,6 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -45,7 +46,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     // The worker inherits the network namespace and the cgroup. It comes up while the programs are loaded.
     let pod = Pod::enter(&config.pod)?;
     let mut worker = Worker::spawn()?;
-    let board = Board::new().map_err(Error::runtime("make memory for figures"))?;
+    let board = Arc::new(Board::new().map_err(Error::runtime("make memory for figures"))?);
     let mut programs = Programs::load(&config.capture, config.proxy.max_connections, config.telemetry.bpf_log)?;
     let told = *programs.subflows() == Subflows::Told;
     board.set(Figure::MptcpAsTcp, u64::from(!told));
@@ -72,13 +73,16 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     let application = Application::new(pod.applications().clone(), config.lifecycle.exit_with_application);
     let attached = prepared.attach(pod)?;
     tracing::info!(loaded_ms = millis(loaded_after), attached_ms = millis(started.elapsed()), "attached");
-    let keeping = Keeping::begin(attached, &board);
+    let mut keeping = Keeping::begin(attached, &board);
     let limits = Limits::of(config);
+    let acceleration = config.capture.acceleration;
     drop(loaded);
     give_back_memory();
+    let fast_path = keeping.accelerate(acceleration, &board)?;
     let supervisor = Supervisor {
         signals,
         keeping,
+        fast_path,
         application,
         board,
         listeners,

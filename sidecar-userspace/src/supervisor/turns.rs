@@ -3,6 +3,7 @@
 use std::{
     os::fd::{AsFd, BorrowedFd},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,7 @@ use crate::{
     config::Config,
     control::Order,
     lifecycle::{beats::Pulse, board::Board},
+    redirect::fast_path::FastPath,
     telemetry::log::LogControl,
 };
 
@@ -52,10 +54,12 @@ impl Limits {
 /// to nobody.
 pub(super) struct Supervisor {
     pub(super) keeping: Keeping,
+    /// `None`: `acceleration: off`.
+    pub(super) fast_path: Option<FastPath>,
     pub(super) application: Application,
     pub(super) worker: Option<Worker>,
     pub(super) signals: Signals,
-    pub(super) board: Board,
+    pub(super) board: Arc<Board>,
     pub(super) listeners: Listeners,
     pub(super) configurations: Configurations,
     pub(super) pulse: Pulse,

@@ -15,11 +15,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::{libc, poll::PollFlags};
+use nix::libc;
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{outcome, rush::rush, storm::storm, sys};
+use super::{
+    outcome,
+    rush::rush,
+    storm::storm,
+    stream::{self, await_end, fill, flood},
+    sys,
+};
 use crate::cases::net::{accept, address, limit, listen, listen_v6_only, tcp};
 
 /// Number of a socket that the application holds.
@@ -31,6 +37,8 @@ pub type Handle = u32;
 pub enum Order {
     /// Listen, and answer every connection with what it sends.
     Serve(SocketAddr),
+    /// The same with sockets that never block.
+    ServeEvents(SocketAddr),
     /// The same for IPv6 alone.
     ServeV6Only(SocketAddr),
     /// Listen, greet every connection with [`GREETING`], and answer it with what it sends.
@@ -69,6 +77,12 @@ pub enum Order {
     Begin(Handle, SocketAddr),
     /// Send until nothing more is taken.
     Fill(Handle),
+    /// Go over to non-blocking mode, send so many bytes in pieces of at most so many, and expect them back.
+    Stream(Handle, u64, usize),
+    /// Go over to non-blocking mode and send in pieces of so many bytes until nothing more is taken, or so many were.
+    Flood(Handle, usize, u64),
+    /// Go back to blocking mode.
+    Block(Handle),
     /// Listen with this backlog, and never accept but when told.
     Ignore(SocketAddr, i32),
     /// Accept one of those that were ignored, and read all that it sends.
@@ -93,7 +107,7 @@ pub struct Answer {
     pub local: Option<SocketAddr>,
     /// The clients, of [`Order::Accepted`].
     pub accepted: Vec<SocketAddr>,
-    /// Bytes that [`Order::Fill`] has sent and [`Order::Drain`] has read so far.
+    /// Bytes that [`Order::Fill`] and [`Order::Flood`] have sent and [`Order::Drain`] has read so far.
     pub moved: u64,
 }
 
@@ -129,6 +143,7 @@ impl Puppet {
     fn follow(&mut self, order: Order) -> io::Result<Option<SocketAddr>> {
         match order {
             Order::Serve(at) => self.serve(listen(at), &[])?,
+            Order::ServeEvents(at) => stream::serve(listen(at).map_err(io::Error::other)?),
             Order::ServeV6Only(at) => self.serve(listen_v6_only(at), &[])?,
             Order::Greet(at) => self.serve(listen(at), GREETING)?,
             Order::Make(like) => self.keep(tcp(like)?),
@@ -145,7 +160,7 @@ impl Puppet {
             Order::Echo(handle, bytes) => echo(self.socket(handle)?, bytes)?,
             Order::Hear(handle) => hear(self.socket(handle)?)?,
             Order::Send(handle, bytes) => self.socket(handle)?.write_all(&vec![b'x'; bytes])?,
-            Order::AwaitEnd(handle) => crate::cases::net::wait_for_end(self.socket(handle)?)?,
+            Order::AwaitEnd(handle) => await_end(self.socket(handle)?)?,
             Order::Finish(handle) => self.socket(handle)?.shutdown(std::net::Shutdown::Write)?,
             Order::Close(handle) => drop(self.sockets.remove(&handle)),
             Order::Reset(handle) => {
@@ -157,6 +172,9 @@ impl Puppet {
             Order::Storm(to, time) => storm(to, time)?,
             Order::Begin(handle, to) => begin(self.socket(handle)?, to)?,
             Order::Fill(handle) => self.moved += fill(self.socket(handle)?)?,
+            Order::Stream(handle, bytes, piece) => stream::stream(self.socket(handle)?, bytes, piece)?,
+            Order::Flood(handle, piece, most) => self.moved += flood(self.socket(handle)?, piece, most)?,
+            Order::Block(handle) => self.socket(handle)?.set_nonblocking(false)?,
             Order::Drain => self.moved += self.drain()?,
             Order::Ignore(at, backlog) => self.ignored.push(ignore(at, backlog)?),
             Order::Adopt(number) => self.keep(adopt(number)?),
@@ -248,22 +266,6 @@ fn begin(socket: &Socket, to: SocketAddr) -> io::Result<()> {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(()),
     }
-}
-
-fn fill(mut socket: &Socket) -> io::Result<u64> {
-    /// Room that comes later than this comes from nobody who reads.
-    const QUIET: Duration = Duration::from_millis(20);
-    socket.set_nonblocking(true)?;
-    let (bytes, mut sent) = (vec![b'x'; 64 * 1024], 0);
-    while sys::poll(socket, PollFlags::POLLOUT, QUIET)?.contains(PollFlags::POLLOUT) {
-        match socket.write(&bytes) {
-            Ok(taken) => sent += taken as u64,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
-        }
-    }
-    socket.set_nonblocking(false)?;
-    Ok(sent)
 }
 
 fn ignore(at: SocketAddr, backlog: i32) -> io::Result<Socket> {

@@ -13,6 +13,8 @@ use nix::{libc, unistd::Pid};
 use super::Pod;
 
 // Commands, types and flags of linux/bpf.h.
+const BPF_MAP_CREATE: i32 = 0;
+const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_ATTACH: i32 = 8;
@@ -21,7 +23,10 @@ const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_PROG_QUERY: i32 = 16;
 const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+const BPF_PROG_TYPE_SK_MSG: u32 = 16;
+const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
+const BPF_SK_MSG_VERDICT: u32 = 7;
 const BPF_CGROUP_INET4_CONNECT: u32 = 10;
 const BPF_SK_LOOKUP: u32 = 36;
 const BPF_F_ALLOW_MULTI: u32 = 2;
@@ -205,6 +210,33 @@ pub fn attach_option_hog(cgroup: &Path) -> Result<()> {
         instruction(0x95, 0, 0, 0),
     ];
     attach(cgroup, true, (BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS), &program)
+}
+
+/// Has a program of somebody else's own what `socket` sends, as long as the map lives that is returned.
+pub fn own_messages_of(socket: &impl AsRawFd) -> Result<OwnedFd> {
+    let mut create = Attr::default();
+    create.0[..4].copy_from_slice(&[BPF_MAP_TYPE_SOCKMAP, 4, 4, 1]);
+    let map = bpf(BPF_MAP_CREATE, &mut create).context("BPF_MAP_CREATE of a foreign sockmap")?;
+    // SAFETY: the kernel has just returned this descriptor to us alone.
+    let map = unsafe { OwnedFd::from_raw_fd(map) };
+    // r0 = SK_PASS; exit
+    let program = [instruction(0xb7, 0, 0, 1), instruction(0x95, 0, 0, 0)];
+    let program =
+        load((BPF_PROG_TYPE_SK_MSG, BPF_SK_MSG_VERDICT), &program).context("BPF_PROG_LOAD of a foreign program")?;
+    let mut attach = Attr::default();
+    attach.0[..3].copy_from_slice(&[
+        map.as_raw_fd().cast_unsigned(),
+        program.as_raw_fd().cast_unsigned(),
+        BPF_SK_MSG_VERDICT,
+    ]);
+    bpf(BPF_PROG_ATTACH, &mut attach).context("BPF_PROG_ATTACH to a foreign sockmap")?;
+    let (key, value) = (0_u32, socket.as_raw_fd());
+    let mut update = Attr::default();
+    update.0[0] = map.as_raw_fd().cast_unsigned();
+    update.set64(2, std::ptr::from_ref(&key) as u64);
+    update.set64(4, std::ptr::from_ref(&value) as u64);
+    bpf(BPF_MAP_UPDATE_ELEM, &mut update).context("BPF_MAP_UPDATE_ELEM of a foreign sockmap")?;
+    Ok(map)
 }
 
 /// `kind`: the program's type and its attach type.

@@ -159,6 +159,12 @@ impl Sidecar {
         serde_json::from_str(&answer.body).with_context(|| format!("not JSON: {}", answer.body))
     }
 
+    /// What it says of its fast path, and whether messages are redirected now.
+    pub fn fast_path(&self) -> Result<serde_json::Value> {
+        let answer = self.pod.get(15000, "/fastpath").with_context(|| self.process.output())?;
+        serde_json::from_str(&answer.body).with_context(|| format!("not JSON: {}", answer.body))
+    }
+
     /// How many that are.
     pub fn live(&self) -> Result<usize> {
         let table = self.connections()?;

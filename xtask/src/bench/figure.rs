@@ -13,11 +13,14 @@ pub(super) enum Group {
     Memory,
     /// Start and stop.
     Lifecycle,
+    /// With clients that do not block, past TCP and by TCP.
+    FastPath,
 }
 
 impl Group {
     /// All of them.
-    pub(super) const ALL: [Self; 5] = [Self::RoundTrip, Self::Connect, Self::Bulk, Self::Memory, Self::Lifecycle];
+    pub(super) const ALL: [Self; 6] =
+        [Self::RoundTrip, Self::Connect, Self::Bulk, Self::Memory, Self::Lifecycle, Self::FastPath];
 
     /// Its name in arguments.
     pub(super) fn name(self) -> &'static str {
@@ -27,6 +30,7 @@ impl Group {
             Self::Bulk => "bulk",
             Self::Memory => "memory",
             Self::Lifecycle => "lifecycle",
+            Self::FastPath => "fastpath",
         }
     }
 }
@@ -85,6 +89,20 @@ figures! {
     BulkDown = ("bulk_down", "one stream from the server", "GB/s"),
     BulkDownCpu = ("bulk_down_cpu", "one stream from the server, CPU of the proxies", "s/GB"),
     BulkDownCpuAll = ("bulk_down_cpu_all", "one stream from the server, CPU of both pods", "s/GB"),
+    Event64x1P50 = ("event_64x1_p50", "64 B there and back by event loops, 1 connection, p50", "µs"),
+    Event64x1Cpu = ("event_64x1_cpu", "64 B there and back by event loops, 1 connection, CPU of the proxies", "µs/op"),
+    Event64x1CpuAll = ("event_64x1_cpu_all", "64 B there and back by event loops, 1 connection, CPU of both pods", "µs/op"),
+    Event4096x1P50 = ("event_4096x1_p50", "4 KiB there and back by event loops, 1 connection, p50", "µs"),
+    Event4096x1Cpu = ("event_4096x1_cpu", "4 KiB there and back by event loops, 1 connection, CPU of the proxies", "µs/op"),
+    Event4096x1CpuAll = ("event_4096x1_cpu_all", "4 KiB there and back by event loops, 1 connection, CPU of both pods", "µs/op"),
+    Event65536x1P50 = ("event_65536x1_p50", "64 KiB there and back by event loops, 1 connection, p50", "µs"),
+    Event65536x1Cpu = ("event_65536x1_cpu", "64 KiB there and back by event loops, 1 connection, CPU of the proxies", "µs/op"),
+    Event65536x1CpuAll = ("event_65536x1_cpu_all", "64 KiB there and back by event loops, 1 connection, CPU of both pods", "µs/op"),
+    Event1024x64P50 = ("event_1024x64_p50", "1 KiB there and back by event loops, 64 connections, p50", "µs"),
+    Event1024x64Cpu = ("event_1024x64_cpu", "1 KiB there and back by event loops, 64 connections, CPU of the proxies", "µs/op"),
+    Event1024x64CpuAll = ("event_1024x64_cpu_all", "1 KiB there and back by event loops, 64 connections, CPU of both pods", "µs/op"),
+    EventBulk = ("event_bulk", "one stream to the server by an event loop", "GB/s"),
+    EventBulkCpuAll = ("event_bulk_cpu_all", "one stream to the server by an event loop, CPU of both pods", "s/GB"),
     IdleAnonymous = ("idle_anonymous", "anonymous memory of a proxy, idle", "MB"),
     IdlePss = ("idle_pss", "proportional set size of a proxy, idle", "MB"),
     ConnectionAnonymous = ("connection_anonymous", "anonymous memory per idle connection (1000 of them)", "kB"),

@@ -44,7 +44,7 @@ pub(super) fn all(
         start.into_iter().for_each(|start| round.add(Figure::Start, start));
     }
     // Memory first: what a heap has grown to under load, it keeps. Lifecycle last: it ends the proxies.
-    for group in [Group::Memory, Group::RoundTrip, Group::Connect, Group::Bulk, Group::Lifecycle] {
+    for group in [Group::Memory, Group::RoundTrip, Group::Connect, Group::Bulk, Group::FastPath, Group::Lifecycle] {
         if !groups.contains(&group) || !mode.has(group) {
             continue;
         }
@@ -53,6 +53,7 @@ pub(super) fn all(
             Group::RoundTrip => round.round_trips(),
             Group::Connect => round.connects(),
             Group::Bulk => round.streams(),
+            Group::FastPath => round.event_loops(),
             Group::Lifecycle => round.stop(),
         };
         if let Err(err) = measured {
@@ -173,6 +174,34 @@ impl Round<'_> {
             self.add(cpu_all, used.pods / 1e6 / gigabytes);
         }
         Ok(())
+    }
+
+    /// Clients and servers that never block, some time after they began: what is slow to be worth it has become so.
+    fn event_loops(&mut self) -> Result<()> {
+        use Figure::{
+            Event64x1Cpu, Event64x1CpuAll, Event64x1P50, Event1024x64Cpu, Event1024x64CpuAll, Event1024x64P50,
+            Event4096x1Cpu, Event4096x1CpuAll, Event4096x1P50, Event65536x1Cpu, Event65536x1CpuAll, Event65536x1P50,
+            EventBulk, EventBulkCpuAll,
+        };
+        for (bytes, connections, p50, cpu, cpu_all) in [
+            ("64", "1", Event64x1P50, Event64x1Cpu, Event64x1CpuAll),
+            ("4096", "1", Event4096x1P50, Event4096x1Cpu, Event4096x1CpuAll),
+            ("65536", "1", Event65536x1P50, Event65536x1Cpu, Event65536x1CpuAll),
+            ("1024", "64", Event1024x64P50, Event1024x64Cpu, Event1024x64CpuAll),
+        ] {
+            let args = ["round-trip", "--connections", connections, "--bytes", bytes, "--warm-up", "1.5"];
+            let report = self.latencies(&args)?;
+            let (used, operations) = (Cpu::of(&report.cpu_us)?, report.operations as f64);
+            self.add(p50, report.p50_us);
+            self.add_proxies(cpu, used.proxies / operations);
+            self.add(cpu_all, used.pods / operations);
+        }
+        let (bytes, gigabytes) = (self.extent.bytes.to_string(), self.extent.bytes as f64 / 1e9);
+        let args = ["bulk", "--bytes", &bytes, "--non-blocking"];
+        let report: bulk::Report = self.client(serve::SINK, &args, STREAM_LIMIT)?;
+        self.add(EventBulk, gigabytes / report.seconds);
+        self.add(EventBulkCpuAll, Cpu::of(&report.cpu_us)?.pods / 1e6 / gigabytes);
+        self.rig.prove_fast_path()
     }
 
     fn memory(&mut self) -> Result<()> {

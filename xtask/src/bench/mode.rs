@@ -15,6 +15,8 @@ pub(super) enum Mode {
     Sidecar,
     /// A sidecar in both pods as it comes.
     SidecarDefault,
+    /// As [`Mode::Sidecar`], and what the applications send goes past TCP.
+    SidecarFast,
     /// As [`Mode::Envoy`], with mutual TLS between the two.
     EnvoyMtls,
     /// As [`Mode::Sidecar`], with mutual TLS between the two.
@@ -47,12 +49,13 @@ impl Pair {
 
 impl Mode {
     /// All of them.
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Direct,
         Self::Loopback,
         Self::Envoy,
         Self::Sidecar,
         Self::SidecarDefault,
+        Self::SidecarFast,
         Self::EnvoyMtls,
         Self::SidecarMtls,
         Self::SidecarMtlsCold,
@@ -67,6 +70,7 @@ impl Mode {
             Self::Envoy => "envoy",
             Self::Sidecar => "sidecar",
             Self::SidecarDefault => "sidecar-default",
+            Self::SidecarFast => "sidecar-fast",
             Self::EnvoyMtls => "envoy-mtls",
             Self::SidecarMtls => "sidecar-mtls",
             Self::SidecarMtlsCold => "sidecar-mtls-cold",
@@ -82,6 +86,7 @@ impl Mode {
             Self::Envoy => "iptables REDIRECT + Envoy TCP proxy, --concurrency 1, in both pods, plaintext",
             Self::Sidecar => "a sidecar in both pods, proxy.workers: 1, plaintext",
             Self::SidecarDefault => "a sidecar in both pods, default configuration, plaintext",
+            Self::SidecarFast => "sidecar with acceleration: force",
             Self::EnvoyMtls => "envoy with mutual TLS between the two, TLS 1.3, P-256, session resumption by default",
             Self::SidecarMtls => "sidecar with mtls.mode: strict, P-256",
             Self::SidecarMtlsCold => "the same with mtls.spare.per_destination: 0, sessions resumed",
@@ -122,6 +127,7 @@ impl Mode {
     pub(super) fn settings(self) -> &'static str {
         match self {
             Self::Sidecar => "proxy: { workers: 1, drain_deadline: 0s }\n",
+            Self::SidecarFast => "proxy: { workers: 1, drain_deadline: 0s }\nacceleration: force\n",
             Self::SidecarMtls => {
                 "proxy: { workers: 1, drain_deadline: 0s }\ncapture: { on_failure: open }\nmtls: { mode: strict }\n"
             }
@@ -138,6 +144,8 @@ impl Mode {
     /// Whether these figures say something about it that those of another mode do not.
     pub(super) fn has(self, group: Group) -> bool {
         match group {
+            Group::FastPath => matches!(self, Self::Sidecar | Self::SidecarFast),
+            _ if self == Self::SidecarFast => false,
             Group::Connect => true,
             Group::Lifecycle => !self.is_mtls(),
             Group::RoundTrip | Group::Bulk | Group::Memory => !self.differs_in_handshakes(),

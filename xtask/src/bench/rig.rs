@@ -155,6 +155,15 @@ impl<'a> Rig<'a> {
         Ok(sidecar::metrics(server)?.sum(sidecar::VERDICTS, &sidecar::INBOUND))
     }
 
+    /// Fails when the mode's messages went by TCP all the same, or past it where they should not.
+    pub(super) fn prove_fast_path(&self) -> Result<()> {
+        let labels = [("hook", "sk_msg"), ("verdict", "redirect")];
+        let redirected = sidecar::metrics(&self.world.client)?.sum(sidecar::VERDICTS, &labels);
+        // The probe itself redirects some hundred.
+        ensure!((redirected > 1000.0) == (self.mode == Mode::SidecarFast), "{redirected} messages went past TCP");
+        Ok(())
+    }
+
     fn envoy(&self) -> Result<(&Path, Iptables)> {
         let (binary, iptables) = self.kit.envoy.as_ref().map_err(|reason| anyhow!("unavailable: {reason}"))?;
         Ok((binary, *iptables))

@@ -1,11 +1,13 @@
 //! One stream, as fast as it goes.
 
 use super::{cpu, serve::CHUNK};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 use std::{
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Shutdown, SocketAddr, TcpStream},
+    os::fd::AsFd,
     time::Instant,
 };
 
@@ -21,6 +23,9 @@ pub(crate) struct Args {
     /// How many bytes
     #[arg(long)]
     bytes: u64,
+    /// Send as an event loop does: without blocking, waiting for room with poll(2)
+    #[arg(long, conflicts_with = "down")]
+    non_blocking: bool,
     #[command(flatten)]
     cpu: cpu::Cgroups,
 }
@@ -38,24 +43,40 @@ pub(crate) struct Report {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut stream = TcpStream::connect(args.to).with_context(|| format!("connect to {}", args.to))?;
     let (meter, begin) = (cpu::Meter::begin(&args.cpu)?, Instant::now());
-    let arrived = if args.down { receive(&mut stream, args.bytes)? } else { send(&mut stream, args.bytes)? };
+    let arrived = if args.down { receive(&mut stream, args.bytes)? } else { send(&mut stream, args)? };
     let report = Report { seconds: begin.elapsed().as_secs_f64(), cpu_us: meter.end()? };
     ensure!(arrived == args.bytes, "{arrived} of {} bytes arrived", args.bytes);
     println!("{}", serde_json::to_string(&report)?);
     Ok(())
 }
 
-fn send(stream: &mut TcpStream, bytes: u64) -> Result<u64> {
-    let (chunk, mut left) = (vec![0x5a; CHUNK], bytes);
+fn send(stream: &mut TcpStream, args: &Args) -> Result<u64> {
+    let (chunk, mut left) = (vec![0x5a; CHUNK], args.bytes);
+    stream.set_nonblocking(args.non_blocking).context("set the mode of the stream")?;
     while left > 0 {
         let size = left.min(CHUNK as u64);
-        stream.write_all(&chunk[..size as usize]).context("send")?;
-        left -= size;
+        match stream.write(&chunk[..size as usize]) {
+            Ok(sent) => left -= sent as u64,
+            Err(err) if err.kind() == ErrorKind::WouldBlock => await_event(stream, PollFlags::POLLOUT)?,
+            Err(err) => return Err(err).context("send"),
+        }
     }
     stream.shutdown(Shutdown::Write).context("end the stream")?;
-    let mut count = [0; 8];
-    stream.read_exact(&mut count).context("receive the count of bytes that arrived")?;
+    // To the end without blocking: going back would be another application.
+    let (mut count, mut got) = ([0; 8], 0);
+    while got < count.len() {
+        match stream.read(&mut count[got..]) {
+            Ok(0) => bail!("the stream ended before the count of bytes that arrived"),
+            Ok(more) => got += more,
+            Err(err) if err.kind() == ErrorKind::WouldBlock => await_event(stream, PollFlags::POLLIN)?,
+            Err(err) => return Err(err).context("receive the count of bytes that arrived"),
+        }
+    }
     Ok(u64::from_be_bytes(count))
+}
+
+fn await_event(stream: &TcpStream, events: PollFlags) -> Result<()> {
+    poll(&mut [PollFd::new(stream.as_fd(), events)], PollTimeout::NONE).context("poll").map(drop)
 }
 
 fn receive(stream: &mut TcpStream, bytes: u64) -> Result<u64> {

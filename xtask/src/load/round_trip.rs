@@ -21,15 +21,15 @@ pub(crate) struct Args {
     /// Size of a request
     #[arg(long, default_value_t = 128)]
     bytes: usize,
+    /// Seconds before the measured span: caches fill, congestion windows open
+    #[arg(long, default_value_t = 0.2)]
+    warm_up: f64,
     /// Length of the measured span
     #[arg(long)]
     seconds: f64,
     #[command(flatten)]
     cpu: cpu::Cgroups,
 }
-
-/// Before the measured span: caches fill, congestion windows open.
-const WARM_UP: Duration = Duration::from_millis(200);
 
 struct Connection {
     stream: TcpStream,
@@ -41,7 +41,7 @@ struct Connection {
 /// Measures and reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut clients = Clients::connect(args)?;
-    clients.turn_until(Instant::now() + WARM_UP)?;
+    clients.turn_until(Instant::now() + Duration::from_secs_f64(args.warm_up))?;
     clients.latencies = Latencies::default();
     let (meter, begin) = (cpu::Meter::begin(&args.cpu)?, Instant::now());
     clients.turn_until(begin + Duration::from_secs_f64(args.seconds))?;

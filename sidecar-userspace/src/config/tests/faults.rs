@@ -16,21 +16,21 @@ fn keys_that_do_not_exist_are_reported_with_what_was_meant() {
         ),
         (
             "x: 1\n",
-            "f:1:1: unknown key `x`; expected one of `pod`, `capture`, `proxy`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`",
+            "f:1:1: unknown key `x`; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`",
         ),
         (
             "1: 2\n",
-            "f:1:1: unknown key `1`; expected one of `pod`, `capture`, `proxy`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`",
+            "f:1:1: unknown key `1`; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`",
         ),
         (
             "capture:\n  maps: { x: &x 1 }\n",
-            "f:2:11: unknown key `capture.maps.x`; expected one of `flows`, `listeners`",
+            "f:2:11: unknown key `capture.maps.x`; expected one of `flows`, `listeners`, `accelerated`",
         ),
         ("proxy:\n  workers: 1\n  workers: 2\n", "f:3:3: duplicate key `proxy.workers`; it was given before at f:2:3"),
         ("proxy: {workers: 1}\nproxy: 1\n", "f:2:1: duplicate key `proxy`; it was given before at f:1:1"),
         (
             "capture:\n  maps: [1]\n",
-            "f:2:9: `capture.maps` is a section, not a value; set a key in it: `flows`, `listeners`",
+            "f:2:9: `capture.maps` is a section, not a value; set a key in it: `flows`, `listeners`, `accelerated`",
         ),
         ("- capture\n", "f:1:1: expected sections such as `capture:`, found a list"),
         ("capture\n", "f:1:1: expected sections such as `capture:`, found a single value"),
@@ -219,7 +219,7 @@ SIDECAR_CAPTURE_ON_FAILURE: capture.on_failure: `maybe` is not allowed; expected
 SIDECAR_LOG_LEVEL: unknown variable; did you mean `SIDECAR_TELEMETRY_LOG_LEVEL`?
 SIDECAR_POD_WORKLOAD: the variable is not UTF-8 text
 SIDECAR_XYZ: unknown variable; `sidecar config schema` lists all
---set : unknown key ``; expected one of `pod`, `capture`, `proxy`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`
+--set : unknown key ``; expected one of `pod`, `capture`, `proxy`, `acceleration`, `identity`, `mtls`, `authorization`, `lifecycle`, `telemetry`
 --set capture: `capture` is a section, not a value; set a key in it: `outbound`, `inbound`, `on_failure`, `heartbeat_max_age`, `maps`
 --set capture.on_failure: expected `--set KEY=VALUE`, such as `--set capture.on_failure=closed`
 --set capture.outbound.exclude_ports: capture.outbound.exclude_ports: `x` is not allowed; expected a whole number from 1 to 65535

@@ -10,7 +10,7 @@ capture:
   inbound: { enabled: false, port: 1006, exclude_ports: [22] }
   on_failure: closed
   heartbeat_max_age: 250ms
-  maps: { flows: 10, listeners: 20 }
+  maps: { flows: 10, listeners: 20, accelerated: 100 }
 proxy:
   workers: 3
   connect_timeout: 2s
@@ -24,6 +24,7 @@ proxy:
   hung_after: 7s
   user: '1337:1338'
   proxy_protocol_ports: [5432]
+acceleration: auto
 identity:
   files: { cert: /id/tls.crt, key: /id/tls.key, roots: /id/ca.crt, crl: /id/crl.pem }
   workload_api: null
@@ -79,7 +80,8 @@ pub(super) fn full() -> Config {
             inbound: InboundCapture { enabled: false, port: 1006, exclude_ports: vec![22] },
             on_failure: OnFailure::Closed,
             heartbeat_max_age: Duration::from_millis(250),
-            maps: MapSizes { flows: 10, listeners: 20 },
+            acceleration: Acceleration::Auto,
+            maps: MapSizes { flows: 10, listeners: 20, accelerated: 100 },
         },
         proxy: Proxy {
             workers: 3,

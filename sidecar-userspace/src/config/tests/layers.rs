@@ -30,6 +30,7 @@ capture:
   maps:
     flows: 16384
     listeners: 16384
+    accelerated: 16384
 proxy:
   workers: {workers}
   connect_timeout: 10s
@@ -43,6 +44,7 @@ proxy:
   hung_after: 3s
   user: null
   proxy_protocol_ports: []
+acceleration: \"off\"
 identity:
   files:
     cert: null

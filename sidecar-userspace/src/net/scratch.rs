@@ -1,0 +1,302 @@
+//! Sockets that nobody else has, on which the fast path tries what a kernel does to sockets of applications.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Seek as _, Write as _},
+    mem::MaybeUninit,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd as _, AsRawFd, FromRawFd as _, OwnedFd},
+    ptr::null_mut,
+    time::Duration,
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::options::{at_urgent_mark, set};
+
+/// What loopback takes microseconds for has failed when it takes longer than this.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The port at which scratch connections end.
+pub struct Rendezvous(TcpListener);
+
+/// One end of a scratch connection, non-blocking unless said otherwise.
+pub struct Scratch(Socket);
+
+impl Rendezvous {
+    /// Listens on a port of loopback that the kernel chooses.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn open() -> io::Result<Self> {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Self)
+    }
+
+    /// Its port.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn port(&self) -> io::Result<u16> {
+        self.0.local_addr().map(|address| address.port())
+    }
+
+    /// A connection: the end that connected, and the one that accepted.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn connect(&self, blocking: bool) -> io::Result<(Scratch, Scratch)> {
+        let to: SocketAddr = self.0.local_addr()?;
+        let near = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        near.connect(&to.into())?;
+        let own = near.local_addr()?.as_socket();
+        loop {
+            let (far, peer) = self.0.accept()?;
+            // Any process of the pod could connect here meanwhile.
+            if Some(peer) == own {
+                let far = Socket::from(far);
+                for end in [&near, &far] {
+                    end.set_tcp_nodelay(true)?;
+                }
+                near.set_nonblocking(!blocking)?;
+                far.set_nonblocking(true)?;
+                return Ok((Scratch(near), Scratch(far)));
+            }
+        }
+    }
+}
+
+impl Scratch {
+    /// `write(2)`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        // SAFETY: the kernel only reads the bytes. Not `send(2)`, for which SIGPIPE could be switched off: Rust's runtime ignores it.
+        counted(unsafe { libc::write(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })
+    }
+
+    /// `send(2)` with flags.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn send(&self, bytes: &[u8], flags: i32) -> io::Result<usize> {
+        self.0.send_with_flags(bytes, flags | libc::MSG_NOSIGNAL)
+    }
+
+    /// `recv(2)` of at most so many bytes with flags, without waiting.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn receive(&self, most: usize, flags: i32) -> io::Result<Vec<u8>> {
+        let mut buffer = vec![MaybeUninit::uninit(); most];
+        let received = self.0.recv_with_flags(&mut buffer, flags)?;
+        // SAFETY: the kernel has written so many bytes.
+        Ok(unsafe { buffer[..received].assume_init_ref() }.to_vec())
+    }
+
+    /// Waits for bytes and receives at most so many; none at the end.
+    ///
+    /// # Errors
+    /// The kernel's answer; `TimedOut` if nothing comes.
+    pub fn await_bytes(&self, most: usize) -> io::Result<Vec<u8>> {
+        loop {
+            match self.receive(most, 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if self.wait(PollFlags::POLLIN, PATIENCE)?.is_empty() {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                received => return received,
+            }
+        }
+    }
+
+    /// Waits for exactly so many bytes, or the end.
+    ///
+    /// # Errors
+    /// The kernel's answer; `TimedOut` if nothing comes.
+    pub fn await_all(&self, wanted: usize) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        while all.len() < wanted {
+            let more = self.await_bytes(wanted - all.len())?;
+            if more.is_empty() {
+                break;
+            }
+            all.extend(more);
+        }
+        Ok(all)
+    }
+
+    /// Waits for one of these events; none: it did not come.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn wait(&self, events: PollFlags, limit: Duration) -> io::Result<PollFlags> {
+        let mut descriptors = [PollFd::new(self.0.as_fd(), events)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        poll(&mut descriptors, limit)?;
+        Ok(descriptors[0].revents().unwrap_or(PollFlags::empty()))
+    }
+
+    /// Waits as long as loopback may take.
+    ///
+    /// # Errors
+    /// The kernel's answer; `TimedOut` if none of them comes.
+    pub fn await_event(&self, events: PollFlags) -> io::Result<PollFlags> {
+        let seen = self.wait(events, PATIENCE)?;
+        if seen.is_empty() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(seen) }
+    }
+
+    /// `FIONREAD`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn unread(&self) -> io::Result<i32> {
+        let mut unread = 0;
+        // SAFETY: the request writes one int.
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::FIONREAD, &raw mut unread) };
+        counted(result as isize).map(|_| unread)
+    }
+
+    /// Bytes that came by TCP (`tcpi_bytes_received`, RFC 4898 `tcpEStatsAppHCThruOctetsReceived`).
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn received_by_tcp(&self) -> io::Result<u64> {
+        /// `tcpi_bytes_received` in `struct tcp_info` (linux/tcp.h), since 4.1.
+        const AT: usize = 128;
+        let mut info = [0_u8; AT + 8];
+        let mut length = info.len() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `length` bytes.
+        let result = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                info.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        };
+        counted(result as isize)?;
+        Ok(u64::from_ne_bytes(info[AT..].try_into().expect("eight bytes")))
+    }
+
+    /// `SO_RCVLOWAT`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_low_water(&self, bytes: i32) -> io::Result<()> {
+        set(self.0.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes)
+    }
+
+    /// `SO_ZEROCOPY`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn allow_zero_copy(&self) -> io::Result<()> {
+        set(self.0.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1_i32)
+    }
+
+    /// Whether the error queue has something within the time: the completion of a send without copy.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn is_completed(&self) -> io::Result<bool> {
+        Ok(self.wait(PollFlags::POLLERR, PATIENCE)?.contains(PollFlags::POLLERR))
+    }
+
+    /// Whether the next byte is the urgent one.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn is_at_mark(&self) -> io::Result<bool> {
+        at_urgent_mark(&self.0)
+    }
+
+    /// Ends one direction.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn finish(&self) -> io::Result<()> {
+        self.0.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Closes with a reset.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn reset(self) -> io::Result<()> {
+        self.0.set_linger(Some(Duration::ZERO))
+    }
+
+    /// `splice(2)` into a pipe; bytes that came out of it.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn splice(&self, bytes: usize) -> io::Result<Vec<u8>> {
+        let (from, into) = nix::unistd::pipe()?;
+        // SAFETY: both are descriptors of ours, and no offsets are given.
+        let spliced = unsafe {
+            libc::splice(self.0.as_raw_fd(), null_mut(), into.as_raw_fd(), null_mut(), bytes, libc::SPLICE_F_NONBLOCK)
+        };
+        let mut out = vec![0; counted(spliced)?];
+        File::from(from).read_exact(&mut out)?;
+        Ok(out)
+    }
+
+    /// `sendfile(2)`.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn send_file(&self, bytes: &[u8]) -> io::Result<usize> {
+        // SAFETY: the name is a string that ends with a zero.
+        let memory = unsafe { libc::memfd_create(c"sidecar-probe".as_ptr(), libc::MFD_CLOEXEC) };
+        counted(memory as isize)?;
+        // SAFETY: the kernel just made this descriptor for us; nobody else has it.
+        let mut file = File::from(unsafe { OwnedFd::from_raw_fd(memory) });
+        file.write_all(bytes)?;
+        file.rewind()?;
+        // SAFETY: both are descriptors of ours, and no offset is given.
+        counted(unsafe { libc::sendfile(self.0.as_raw_fd(), file.as_raw_fd(), null_mut(), bytes.len()) })
+    }
+
+    /// Watches it for edges of readability.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn watch(&self) -> io::Result<Edges> {
+        // SAFETY: the call takes no pointers.
+        let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        counted(epoll as isize)?;
+        // SAFETY: the kernel just made this descriptor for us; nobody else has it.
+        let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+        let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLET) as u32, u64: 0 };
+        // SAFETY: the event lives through the call.
+        let added =
+            unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, self.0.as_raw_fd(), &raw mut event) };
+        counted(added as isize)?;
+        Ok(Edges(epoll))
+    }
+}
+
+/// Edges of readability of a scratch socket.
+pub struct Edges(OwnedFd);
+
+impl Edges {
+    /// Whether one comes within the time.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn next(&self) -> io::Result<bool> {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        let limit = PATIENCE.as_millis() as i32;
+        // SAFETY: there is room for the one event that is asked for.
+        let seen = unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, limit) };
+        counted(seen as isize).map(|seen| seen == 1)
+    }
+}
+
+fn counted(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}

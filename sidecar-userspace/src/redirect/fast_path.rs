@@ -1,0 +1,223 @@
+//! The fast path: what the application sends goes past TCP into the proxy's queue, where nobody can tell.
+//!
+//! It runs on a thread of the supervisor, in the pod's network namespace, and begins when the sidecar serves: it costs the start
+//! nothing, and outlives workers, whose sockets the kernel removes from its maps as they close.
+//! Everything about it may fail; then every byte goes by TCP.
+
+mod engine;
+mod kernel_types;
+mod memory;
+mod probe;
+mod traps;
+
+use std::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use aya::Ebpf;
+use sidecar_common::fastpath::WORTH_BYTES;
+
+use super::programs::Programs;
+use crate::{
+    config::Acceleration,
+    lifecycle::{
+        board::{Board, Figure},
+        fast_path::{Phase, Report},
+    },
+    net,
+};
+use engine::Engine;
+
+pub use engine::Error;
+pub(super) use engine::Maps;
+
+/// Time between two passes: what a connection waits that has become worth it, and what one keeps that has gone over to blocking mode.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A pass may take this part of a core: where very many sockets are open it is made less often.
+const SHARE: u32 = 100;
+
+/// What the fast path is made of, before it is loaded.
+pub struct Parts {
+    pub(super) ebpf: Ebpf,
+    pub(super) maps: Maps,
+    pub(super) netns: u64,
+}
+
+/// The running fast path. Clones are the same.
+#[derive(Clone)]
+pub struct FastPath(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Where everybody reads how it stands.
+    board: Arc<Board>,
+}
+
+struct State {
+    acceleration: Acceleration,
+    /// What the operator said last; `None`: nothing, so that the probe decides.
+    wanted: Option<bool>,
+    phase: Progress,
+}
+
+enum Progress {
+    Starting,
+    Absent(String),
+    Present { engine: Box<Engine>, report: Report, on: bool },
+}
+
+impl FastPath {
+    /// Loads and probes on a thread of its own, which then brings connections onto the fast path, and writes on the board how it
+    /// stands. Must be called in the pod's network namespace. `open` says how many connections there are: while there are none,
+    /// nobody looks for them.
+    pub fn start(
+        acceleration: Acceleration,
+        parts: Parts,
+        board: Arc<Board>,
+        open: impl Fn() -> u64 + Send + 'static,
+    ) -> Self {
+        let state = Mutex::new(State { acceleration, wanted: None, phase: Progress::Starting });
+        let path = Self(Arc::new(Shared { state, changed: Condvar::new(), board }));
+        path.publish(&path.lock());
+        let own = path.clone();
+        let run = move || {
+            let outcome = prepare(parts, acceleration);
+            own.present(outcome);
+            own.follow(open);
+        };
+        if let Err(source) = thread::Builder::new().name("fast-path".into()).spawn(run) {
+            let mut state = path.lock();
+            state.phase = Progress::Absent(format!("the kernel gives no thread: {source}"));
+            path.publish(&state);
+        }
+        path
+    }
+
+    /// Switches it on or off, if that is wanted and allowed, and writes how it stands on the board. Off means for the very next
+    /// message.
+    pub fn answer(&self, wanted: Option<bool>) {
+        let mut state = self.lock();
+        if let Some(on) = wanted.filter(|on| !on || state.standing().allows(state.acceleration).is_ok()) {
+            state.wanted = Some(on);
+            state.apply();
+            self.0.changed.notify_all();
+        }
+        self.publish(&state);
+        self.0.board.add(Figure::FastPathAnswers, 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves a state that still holds.
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, state: &State) {
+        state.standing().write(&self.0.board);
+    }
+
+    fn present(&self, outcome: Result<(Engine, Report), Error>) {
+        let mut state = self.lock();
+        state.phase = match outcome {
+            Ok((engine, report)) => Progress::Present { engine: Box::new(engine), report, on: false },
+            Err(error) => {
+                tracing::warn!(%error, "no fast path: every byte goes by TCP");
+                Progress::Absent(error.to_string())
+            }
+        };
+        state.apply();
+        self.publish(&state);
+        if let Progress::Present { report, on, .. } = &state.phase {
+            let (verdict, probe_ms) = (report.verdict(), report.took.as_millis());
+            tracing::info!(on, verdict, probe_ms, "fast path");
+        }
+    }
+
+    /// Makes passes for ever.
+    fn follow(&self, open: impl Fn() -> u64) {
+        let mut pause = LOOK_EVERY;
+        loop {
+            let state = self.lock();
+            let (mut state, _) = self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
+            let Progress::Present { engine, on, .. } = &mut state.phase else { return };
+            if open() == 0 && (!*on || engine.enrolled().0 == 0) {
+                self.publish(&state);
+                continue;
+            }
+            let started = Instant::now();
+            if let Err(error) = engine.pass() {
+                tracing::warn!(%error, "no more connections come onto the fast path");
+                let _ = engine.turn(false);
+                state.phase = Progress::Absent(error.to_string());
+                return self.publish(&state);
+            }
+            pause = LOOK_EVERY.max(started.elapsed() * SHARE);
+            self.publish(&state);
+        }
+    }
+}
+
+impl State {
+    /// Does what operator, configuration and probe say.
+    fn apply(&mut self) {
+        let Progress::Present { engine, report, on } = &mut self.phase else { return };
+        let by_itself = match self.acceleration {
+            Acceleration::Off => false,
+            Acceleration::Auto => report.is_clean(),
+            Acceleration::Force => report.redirects,
+        };
+        // What was said before the probe was over may not be allowed after it.
+        let may = self.acceleration == Acceleration::Force || report.is_clean();
+        let wanted = self.wanted.map_or(by_itself, |wanted| wanted && may);
+        match engine.turn(wanted) {
+            Ok(()) => *on = wanted,
+            Err(error) => tracing::warn!(%error, "the fast path stays as it was"),
+        }
+    }
+
+    /// How it stands, as everybody is told it.
+    fn standing(&self) -> Phase {
+        match &self.phase {
+            Progress::Starting => Phase::Starting,
+            Progress::Absent(why) => Phase::Absent(why.clone()),
+            Progress::Present { engine, report, on } => Phase::Present {
+                report: report.clone(),
+                on: *on,
+                by_hand: self.wanted.is_some(),
+                connections: engine.enrolled().0 as u64,
+            },
+        }
+    }
+}
+
+/// Loads the programs and looks what they change, unless that is known. `force` looks again each time: who forces wants to see.
+fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Result<(Engine, Report), Error> {
+    let mut engine = Engine::load(ebpf, maps, netns)?;
+    let known = if acceleration == Acceleration::Auto { memory::recall() } else { None };
+    let report = match known {
+        Some(report) => report,
+        None => {
+            let report = probe::probe(&mut engine)?;
+            memory::remember(&report);
+            report
+        }
+    };
+    engine.look_for(None, WORTH_BYTES)?;
+    Ok((engine, report))
+}
+
+impl Programs {
+    /// Probes the kernel as the fast path would at its start, with sockets of its own.
+    ///
+    /// # Errors
+    /// Why there is no fast path.
+    pub fn try_fast_path(mut self) -> Result<Report, Error> {
+        let maps = Maps::take(&mut self.ebpf)?;
+        let netns =
+            net::netns_cookie().map_err(|source| Error::Probe { what: "ask for the network namespace", source })?;
+        let parts = Parts { ebpf: self.ebpf, maps, netns };
+        prepare(parts, Acceleration::Force).map(|(_, report)| report)
+    }
+}

@@ -1,0 +1,184 @@
+//! The programs of the fast path, loaded, and the passes that bring connections onto it.
+
+use std::io::{self, Read as _};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, SockHash},
+    programs::{Iter, Program, ProgramError, SkMsg},
+};
+use sidecar_common::{
+    fastpath::{Candidate, Fields, Switch, step},
+    flow::FlowKey,
+};
+
+use super::kernel_types::{self, KernelTypes};
+use crate::redirect::{
+    capture::map_error,
+    error::{Error as RedirectError, refusal},
+};
+
+/// The program that judges messages.
+const MESSAGE_PROGRAM: &str = "on_message";
+/// The program that passes over sockets.
+const SOCKET_PROGRAM: &str = "on_socket";
+
+/// Why there is no fast path.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel does not tell what must be known.
+    #[error(transparent)]
+    Types(#[from] kernel_types::Error),
+    /// The kernel refuses a program.
+    #[error("the kernel refuses the eBPF program `{program}` of the fast path: {words}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's words.
+        words: String,
+    },
+    /// A map cannot be used.
+    #[error(transparent)]
+    Map(#[from] RedirectError),
+    /// A pass cannot be read.
+    #[error("a pass over the pod's sockets failed: {0}")]
+    Pass(#[source] io::Error),
+    /// The probe's own sockets failed.
+    #[error("the probe of the fast path: {what}: {source}")]
+    Probe {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// Maps of the fast path. They stay open as long as the process lives: with the last descriptor of a `SOCKHASH` its program goes.
+pub(in crate::redirect) struct Maps {
+    switch: Array<MapData, Switch>,
+    fields: Array<MapData, Fields>,
+    candidates: HashMap<MapData, FlowKey, Candidate>,
+    senders: SockHash<MapData, FlowKey>,
+    receivers: SockHash<MapData, FlowKey>,
+}
+
+impl Maps {
+    /// Takes them out of the object.
+    pub(in crate::redirect) fn take(ebpf: &mut Ebpf) -> Result<Self, RedirectError> {
+        fn open<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, RedirectError> {
+            let map = ebpf.take_map(name).expect("build.rs builds the object from the same tree");
+            map.try_into().map_err(map_error(name, "opened"))
+        }
+        Ok(Self {
+            switch: open(ebpf, "FAST_PATH")?,
+            fields: open(ebpf, "KERNEL_FIELDS")?,
+            candidates: open(ebpf, "CANDIDATES")?,
+            senders: open(ebpf, "SENDERS")?,
+            receivers: open(ebpf, "RECEIVERS")?,
+        })
+    }
+}
+
+/// The loaded fast path.
+pub(super) struct Engine {
+    ebpf: Ebpf,
+    maps: Maps,
+    switch: Switch,
+}
+
+impl Engine {
+    /// Reads the kernel's types, has the kernel verify the programs and attaches them to the maps, which are empty yet. `netns` is
+    /// the cookie of the pod's network namespace, which must be this thread's.
+    pub(super) fn load(mut ebpf: Ebpf, mut maps: Maps, netns: u64) -> Result<Self, Error> {
+        let KernelTypes { fields, iterator } = kernel_types::read()?;
+        maps.fields.set(0, fields, 0).map_err(map_error("KERNEL_FIELDS", "written"))?;
+        let refused = |program| move |error| Error::Program { program, words: refusal(&error) };
+        iterator_of(&mut ebpf).and_then(|program| program.load("tcp", &iterator)).map_err(refused(SOCKET_PROGRAM))?;
+        let senders =
+            maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
+        // Attached before the first insertion: a socket takes its program from the map when it comes in.
+        message_program(&mut ebpf)
+            .and_then(|program| {
+                program.load()?;
+                program.attach(&senders)
+            })
+            .map_err(refused(MESSAGE_PROGRAM))?;
+        let mut engine = Self { ebpf, maps, switch: Switch { netns, ..Switch::default() } };
+        engine.write()?;
+        Ok(engine)
+    }
+
+    /// Lets messages be redirected, or no longer.
+    pub(super) fn turn(&mut self, on: bool) -> Result<(), Error> {
+        self.switch.on = u32::from(on);
+        self.write()
+    }
+
+    /// Takes for legs what connects to this port, however little it has carried; `None`: what the capture noted, if it has carried
+    /// `worth` bytes.
+    pub(super) fn look_for(&mut self, probe_port: Option<u16>, worth: u64) -> Result<(), Error> {
+        self.switch.probe_port = probe_port.map_or(0, u32::from);
+        self.switch.worth = worth;
+        self.write()
+    }
+
+    /// One pass: enrols what is worth it, lets go of what may not stay. Says how many connections it found.
+    pub(super) fn pass(&mut self) -> Result<usize, Error> {
+        self.walk(step::FIND)?;
+        let found = self.maps.candidates.keys().filter_map(Result::ok).collect::<Vec<_>>();
+        if !found.is_empty() {
+            self.walk(step::RECEIVERS)?;
+            self.walk(step::SENDERS)?;
+        }
+        for key in &found {
+            // One that is gone already is as good.
+            let _ = self.maps.candidates.remove(key);
+        }
+        Ok(found.len())
+    }
+
+    /// Enrolled ends now: the applications' and the proxy's.
+    pub(super) fn enrolled(&self) -> (usize, usize) {
+        (self.maps.senders.keys().count(), self.maps.receivers.keys().count())
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        self.maps.switch.set(0, self.switch, 0).map_err(map_error("FAST_PATH", "written")).map_err(Error::from)
+    }
+
+    /// Has the kernel run the program for every TCP socket of this thread's network namespace.
+    fn walk(&mut self, step: u32) -> Result<(), Error> {
+        self.switch.step = step;
+        self.write()?;
+        let attach = |program: &mut Iter| {
+            let link = program.attach()?;
+            program.take_link(link)
+        };
+        let iterator = iterator_of(&mut self.ebpf)
+            .and_then(attach)
+            .map_err(|error| Error::Program { program: SOCKET_PROGRAM, words: refusal(&error) })?;
+        let mut file = iterator.into_file().map_err(|error| Error::Pass(io::Error::other(error)))?;
+        // The program writes nothing: the end comes when every socket was seen, or `EAGAIN` in the middle of many.
+        let mut nothing = [0; 64];
+        loop {
+            match file.read(&mut nothing) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(Error::Pass(error)),
+            }
+        }
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Program {
+    ebpf.program_mut(name).expect("build.rs builds the object from the same tree")
+}
+
+fn iterator_of(ebpf: &mut Ebpf) -> Result<&mut Iter, ProgramError> {
+    program(ebpf, SOCKET_PROGRAM).try_into()
+}
+
+fn message_program(ebpf: &mut Ebpf) -> Result<&mut SkMsg, ProgramError> {
+    program(ebpf, MESSAGE_PROGRAM).try_into()
+}

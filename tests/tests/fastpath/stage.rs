@@ -1,0 +1,99 @@
+//! A client pod whose sidecar uses the fast path whatever the probe says, and a server that answers with what it is sent.
+
+use anyhow::{Context, Result, ensure};
+use sidecar_tests::{
+    agent::puppet::{Handle, Order},
+    cases::net::{ANY, TO_V4},
+    harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually},
+};
+
+/// Bytes after which a connection is worth it.
+pub(crate) const ENOUGH: u64 = 300_000;
+
+/// Who plays.
+pub(crate) struct Stage {
+    pub(crate) app: Puppet,
+    pub(crate) server: Puppet,
+    pub(crate) sidecar: Sidecar,
+    pub(crate) world: World,
+}
+
+/// What a sidecar says of its fast path once the probe is over.
+pub(crate) fn probed(sidecar: &Sidecar) -> Result<serde_json::Value> {
+    let known = || sidecar.fast_path().is_ok_and(|status| status["why"] != "the kernel is being probed");
+    ensure!(eventually(PATIENCE, known), "{}", sidecar.process.output());
+    sidecar.fast_path()
+}
+
+impl Stage {
+    /// With `acceleration: force`; `None` on a kernel without a fast path, which is said.
+    pub(crate) fn forced() -> Result<Option<Self>> {
+        Self::with("acceleration: force\n")
+    }
+
+    /// With this configuration.
+    pub(crate) fn with(config: &str) -> Result<Option<Self>> {
+        let stage = Self::started(World::new()?, config)?;
+        let status = probed(&stage.sidecar)?;
+        if status["redirects"] == false || status["redirects"].is_null() {
+            harness::skip("fastpath", status["why"].as_str().unwrap_or("no reason"));
+            return Ok(None);
+        }
+        ensure!(status["on"] == true, "{status}");
+        Ok(Some(stage))
+    }
+
+    /// With this configuration, whatever becomes of the fast path.
+    pub(crate) fn started(world: World, config: &str) -> Result<Self> {
+        let sidecar = Sidecar::start(&world.client, config)?;
+        let server = Puppet::serving(&world.server, ANY)?;
+        let app = Puppet::start(&world.client)?;
+        Ok(Self { app, server, sidecar, world })
+    }
+
+    /// A connection on the fast path.
+    pub(crate) fn enrolled(&mut self) -> Result<Handle> {
+        let (socket, _) = self.app.open(TO_V4)?;
+        self.await_enrolled(socket)?;
+        Ok(socket)
+    }
+
+    /// Has a connection carry enough, and waits until it is on the fast path.
+    pub(crate) fn await_enrolled(&mut self, socket: Handle) -> Result<()> {
+        self.app.must(Order::Stream(socket, ENOUGH, 20_000))?;
+        self.await_connections(1)
+    }
+
+    /// Waits until so many connections are on the fast path.
+    pub(crate) fn await_connections(&self, wanted: u64) -> Result<()> {
+        let there = || self.connections().is_ok_and(|connections| connections == wanted);
+        ensure!(eventually(PATIENCE, there), "{} {}", self.connections()?, self.sidecar.verdicts());
+        Ok(())
+    }
+
+    /// Connections on the fast path now.
+    pub(crate) fn connections(&self) -> Result<u64> {
+        self.sidecar.fast_path()?["connections"].as_u64().context("a number of connections")
+    }
+
+    /// Messages redirected so far, those of the probe among them.
+    pub(crate) fn redirected(&self) -> Result<u64> {
+        self.sidecar.verdict("sk_msg", "redirect", "fast")
+    }
+
+    /// Says what `sidecar fastpath` says.
+    pub(crate) fn command(&self, verb: &str) -> Result<String> {
+        let mut command = Sidecar::program()?;
+        command.args(["fastpath", verb]);
+        self.world.client.spawn_beside_sidecar(command)?.finish(PATIENCE)
+    }
+
+    /// Every map is empty.
+    pub(crate) fn nothing_is_enrolled(&self) -> Result<()> {
+        for map in ["SENDERS", "RECEIVERS", "CANDIDATES"] {
+            let entries = || bpf::map_entries(self.sidecar.process.pid(), map);
+            ensure!(eventually(PATIENCE, || entries().is_ok_and(|entries| entries == 0)), "{} in {map}", entries()?);
+        }
+        Ok(())
+    }
+}
