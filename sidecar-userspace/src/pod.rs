@@ -137,10 +137,11 @@ impl Pod {
     }
 
     /// Where a process of the sidecar is, if that is not where the sidecar was at the start: its connections would be
-    /// captured there, and come to itself. One that is gone is nowhere else.
+    /// captured there, and come to itself. One that is gone is nowhere else; and where the calling process has been moved
+    /// itself, another one of its making would be no better off ([`Self::verify`] tells).
     pub fn moved(&self, process: u32) -> Option<String> {
         let now = v2_line(&fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?);
-        (now != self.membership).then_some(now)
+        (now != self.membership && self.verify().is_ok()).then_some(now)
     }
 
     /// The pod's cgroup.
