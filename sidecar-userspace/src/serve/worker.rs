@@ -6,7 +6,6 @@ use std::{
     io,
     net::IpAddr,
     os::fd::OwnedFd,
-    rc::Rc,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -23,7 +22,7 @@ use tokio::{
     io::{Interest, unix::AsyncFd},
     runtime::{self, LocalOptions},
     sync::{OwnedSemaphorePermit, watch},
-    task::{JoinSet, coop},
+    task::coop,
 };
 
 use crate::{
@@ -78,24 +77,15 @@ impl Worker {
 
     /// Ends only if a listener cannot be watched or the sidecar stops.
     ///
-    /// Each loop is a task of its own: what the runtime itself runs is woken through an eventfd, a system call more and
-    /// another look at the reactor for every connection and every beat.
+    /// All of it is what the runtime itself runs, and not tasks: these would wait in one queue behind those of connections,
+    /// and a beat that waits there says that the thread hangs when it only works.
     async fn work(mut self) {
         let tunnels = self.tunnels.take();
-        let worker = Rc::new(self);
-        let mut loops = JoinSet::new();
-        for index in 0..worker.acceptors.len() {
-            let worker = Rc::clone(&worker);
-            loops.spawn_local(async move { worker.accept(&worker.acceptors[index]).await });
-        }
-        if let Some(tunnels) = tunnels {
-            loops.spawn_local(tunnels.run());
-        }
-        loops.spawn_local(async move { worker.beat().await });
-        if let Some(Err(error)) = loops.join_next().await
-            && let Ok(panic) = error.try_into_panic()
-        {
-            std::panic::resume_unwind(panic);
+        tokio::select! {
+            () = self.beat() => {}
+            () = self.accept(&self.acceptors[0]) => {}
+            () = self.accept(&self.acceptors[1]) => {}
+            () = serve(tunnels) => {}
         }
     }
 
@@ -173,6 +163,13 @@ fn beats(every: Duration) -> io::Result<AsyncFd<OwnedFd>> {
     timer.set(Expiration::Interval(TimeSpec::from_duration(every)), TimerSetTimeFlags::empty())?;
     // SAFETY: the descriptor is owned by what is returned, and stays the same one as long as that lives.
     unsafe { AsyncFd::register_with_interest(timer.into(), Interest::READABLE) }.map_err(io::Error::from)
+}
+
+async fn serve(tunnels: Option<Tunnels>) {
+    match tunnels {
+        Some(tunnels) => tunnels.run().await,
+        None => pending().await,
+    }
 }
 
 /// The application as it would be seen without us, and the address that it chose for itself: the one that the socket
