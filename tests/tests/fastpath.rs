@@ -149,10 +149,11 @@ fn fastpath_with_full_maps_leaves_the_rest_on_tcp() -> Result<()> {
     for socket in &sockets {
         stage.app.must(Order::Stream(*socket, ENOUGH, 20_000))?;
     }
-    let full = || stage.sidecar.verdict("enrol", "tcp", "full").is_ok_and(|count| count > 0);
-    ensure!(eventually(PATIENCE, full), "{}", stage.sidecar.verdicts());
+    // Linux 6.1 gives another errno than E2BIG.
+    let left = |reason| stage.sidecar.verdict("enrol", "tcp", reason).is_ok_and(|count| count > 0);
+    ensure!(eventually(PATIENCE, || left("full") || left("refused")), "{}", stage.sidecar.verdicts());
     let enrolled = stage.connections()?;
-    ensure!(enrolled <= ROOM, "{enrolled} enrolled");
+    ensure!((1..=ROOM).contains(&enrolled), "{enrolled} enrolled");
     for socket in &sockets {
         stage.app.must(Order::Stream(*socket, 10_000, 1000))?;
         stage.app.must(Order::Close(*socket))?;
