@@ -3,6 +3,8 @@
 
 mod application;
 mod connection;
+mod dial;
+mod shared;
 mod turns;
 mod worker;
 
@@ -15,9 +17,9 @@ use crate::{lifecycle::beats::Heartbeat, telemetry::Direction};
 use worker::Worker;
 
 pub use application::Application;
-pub use connection::{
-    Accepted, Addressed, Connected, OnItsWay, Permitted, Proved, Shared, UnderWay, Upstream, why_not_connected,
-};
+pub use connection::{Accepted, Addressed, Connected, Permitted, Proved, Upstream};
+pub use dial::why_not_connected;
+pub use shared::{OnItsWay, Shared, UnderWay};
 pub use turns::Turns;
 
 /// A listener, and what becomes of what it accepts.

@@ -149,7 +149,7 @@ fn fastpath_with_full_maps_leaves_the_rest_on_tcp() -> Result<()> {
     for socket in &sockets {
         stage.app.must(Order::Stream(*socket, ENOUGH, 20_000))?;
     }
-    // Linux 6.1 gives another errno than E2BIG.
+    // Linux 6.1 answers something else than E2BIG; what, is not known (not EEXIST, EINVAL, ENOENT or EOPNOTSUPP).
     let left = |reason| stage.sidecar.verdict("enrol", "tcp", reason).is_ok_and(|count| count > 0);
     ensure!(eventually(PATIENCE, || left("full") || left("refused")), "{}", stage.sidecar.verdicts());
     let enrolled = stage.connections()?;

@@ -3,96 +3,22 @@
 //!
 //! A state that cannot go on ends its record with the reason and drops its sockets, which resets them.
 
-use std::{
-    cell::Cell,
-    io,
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+mod connected;
 
-use http::HeaderValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use std::{io, net::IpAddr, sync::Arc, time::Instant};
 
-use super::Turns;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Shared, dial::within};
 use crate::{
     addr::{ClientAddr, OrigDst, UpstreamLocal},
-    config,
     id::SpiffeId,
-    lifecycle::board::BoardReader,
-    mtls::Mtls,
-    native::{Role, TlsStream},
-    net::{self, Side, Stream, Tuning},
-    policy::{Permit, Permits, Request},
-    relay::relay,
-    telemetry::{CloseReason, ConnectionRecord, Direction, Limit, Security, Telemetry, shortage},
-    tls::Contexts,
+    net::{self, Side, Stream},
+    policy::{Permit, Request},
+    telemetry::{CloseReason, ConnectionRecord, Direction, Security},
 };
 
-/// What all connections share.
-pub struct Shared {
-    /// How connections are treated.
-    pub limits: config::Proxy,
-    /// Ports to which no connection may go through the proxy: its own.
-    pub own_ports: Vec<u16>,
-    /// What the supervisor knows: on which ports the application listens on a certain device.
-    pub board: BoardReader,
-    /// Outbound dials that may run at once.
-    pub dials: Arc<Semaphore>,
-    /// Inbound TLS handshakes that may run at once.
-    pub handshakes: Turns,
-    /// Secured inbound connections that may wait for their use.
-    pub waiting: Arc<Semaphore>,
-    /// Secured outbound connections that each thread may keep for their use.
-    pub spares: usize,
-    /// Inbound connections on their way from the accept to a record.
-    pub under_way: UnderWay,
-    /// What protects connections.
-    pub mtls: Mtls,
-    /// Who may connect to the application.
-    pub permits: Permits,
-    /// What other workloads are told of this one ([`crate::hbone::Baggage::of`]); proof of nothing.
-    pub baggage: Option<HeaderValue>,
-    /// Records every connection.
-    pub telemetry: Telemetry,
-}
-
-impl Shared {
-    /// How the sockets of connections are set.
-    pub fn tuning(&self) -> Tuning {
-        Tuning { keepalive: self.limits.keepalive, buffer: self.limits.socket_buffer }
-    }
-}
-
-/// Counts connections that have no record yet, so that a sidecar that ends waits for them.
-#[derive(Clone, Default)]
-pub struct UnderWay(Arc<AtomicUsize>);
-
-/// One of them.
-#[must_use = "it is counted only as long as this lives"]
-pub struct OnItsWay(UnderWay);
-
-impl UnderWay {
-    /// One more, until the guard is dropped.
-    pub fn begin(&self) -> OnItsWay {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        OnItsWay(self.clone())
-    }
-
-    /// Whether there is none.
-    pub fn is_none(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
-}
-
-impl Drop for OnItsWay {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+pub use connected::Proved;
 
 /// Taken from a listener's queue, or out of a tunnel.
 pub struct Accepted<D = Stream> {
@@ -327,145 +253,4 @@ impl<D: Side> Permitted<D> {
             }
         }
     }
-}
-
-/// Dials within the time limit, of which waiting for a free dial is part.
-async fn within<T>(
-    shared: &Shared,
-    leaves_pod: bool,
-    dial: impl Future<Output = Result<T, CloseReason>>,
-) -> Result<T, CloseReason> {
-    let waits = Cell::new(false);
-    let dialling = async {
-        // The pod's own application answers at once or not at all; only dials that leave the pod queue up.
-        let _dial = if leaves_pod { free_dial(shared, &waits).await } else { None };
-        dial.await
-    };
-    let dialled = tokio::time::timeout(shared.limits.connect_timeout, dialling).await;
-    if waits.get() {
-        Limit::Connecting.refused();
-    }
-    dialled.unwrap_or(Err(CloseReason::ConnectTimeout))
-}
-
-/// One of the dials that may run at once; `waits` as long as none is free.
-async fn free_dial<'a>(shared: &'a Shared, waits: &Cell<bool>) -> Option<SemaphorePermit<'a>> {
-    if let Ok(dial) = shared.dials.try_acquire() {
-        return Some(dial);
-    }
-    Limit::Connecting.waited();
-    waits.set(true);
-    let dial = shared.dials.acquire().await.ok();
-    waits.set(false);
-    dial
-}
-
-/// What a failed connect means.
-pub fn why_not_connected(error: &io::Error) -> CloseReason {
-    match error.raw_os_error() {
-        Some(libc::ECONNREFUSED | libc::ECONNRESET) => CloseReason::ConnectRefused,
-        Some(libc::ETIMEDOUT) => CloseReason::ConnectTimeout,
-        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
-            CloseReason::ConnectUnreachable
-        }
-        _ => {
-            tracing::debug!(%error, "connect failed for a reason of this machine");
-            metrics::counter!("sidecar_connect_errors_total", "reason" => shortage(error)).increment(1);
-            CloseReason::ConnectFailed
-        }
-    }
-}
-
-impl<D, U> Connected<D, U> {
-    /// The same with each side taken out, to become something else.
-    pub fn split(self) -> (D, U, Connected<(), ()>) {
-        let Self { accepted, record, upstream, permit } = self;
-        let (downstream, accepted) = accepted.split();
-        (downstream, upstream, Connected { accepted, record, upstream: (), permit })
-    }
-}
-
-impl Connected<(), ()> {
-    /// The same with sides again.
-    pub fn with<D, U>(self, downstream: D, upstream: U) -> Connected<D, U> {
-        let Self { accepted, record, upstream: (), permit } = self;
-        Connected { accepted: accepted.with(downstream), record, upstream, permit }
-    }
-
-    /// Back to the beginning: `downstream` turned out to be something else. The record goes on.
-    pub fn accepted_again<D>(self, downstream: D) -> Accepted<D> {
-        let Self { accepted, record, .. } = self;
-        Accepted { record: Some(record), ..accepted.with(downstream) }
-    }
-
-    /// Resolves when somebody wants it closed.
-    pub async fn told_to_close(&self) -> CloseReason {
-        self.record.told_to_close().await
-    }
-
-    /// It ends here.
-    pub fn finish(self, reason: CloseReason) {
-        let Self { accepted, record, .. } = self;
-        drop(accepted);
-        record.finish(reason);
-    }
-
-    /// Its record.
-    pub fn record(&mut self) -> &mut ConnectionRecord {
-        &mut self.record
-    }
-}
-
-/// What an identity may have been proved for.
-pub trait Proved {
-    /// Whether nobody proved anything.
-    const NOTHING: bool = true;
-
-    /// Whether the proof has been revoked by what is believed now.
-    fn is_revoked(&self, _: &Contexts) -> bool {
-        false
-    }
-}
-
-impl Proved for Stream {}
-
-impl<R: Role> Proved for TlsStream<R> {
-    const NOTHING: bool = false;
-
-    fn is_revoked(&self, contexts: &Contexts) -> bool {
-        contexts.identity().revoked(self.peer_certificates().as_deref().unwrap_or_default())
-    }
-}
-
-impl<D: Side + Proved, U: Side + Proved> Connected<D, U> {
-    /// The connection to whoever dialled.
-    pub fn downstream(&self) -> &D {
-        &self.accepted.downstream
-    }
-
-    /// Moves bytes until both sides have finished, one is gone, or somebody wants it closed.
-    pub async fn relay(self) {
-        let Self { accepted: Accepted { downstream, shared, slot, .. }, record, upstream, permit } = self;
-        let reason = tokio::select! {
-            // In this order: not one byte of whom it is no longer allowed for.
-            biased;
-            () = revoked(&shared, &downstream, &upstream), if !(D::NOTHING && U::NOTHING) => CloseReason::Revoked,
-            reason = record.told_to_close() => reason,
-            reason = relay(&downstream, &upstream, record.traffic(), shared.limits.max_buffer) => reason,
-        };
-        if reason == CloseReason::Completed {
-            // Also where somebody else said so: what was sent is not lost by a reset.
-            downstream.end_cleanly();
-            upstream.end_cleanly();
-        }
-        // The record tells of the end when the sockets are closed, so that who sees it sees them gone.
-        drop((downstream, upstream, slot, permit));
-        record.finish(reason);
-    }
-}
-
-/// Waits until a revocation list comes that names one of them.
-async fn revoked(shared: &Shared, downstream: &impl Proved, upstream: &impl Proved) {
-    let names = |contexts: &Contexts| downstream.is_revoked(contexts) || upstream.is_revoked(contexts);
-    shared.mtls.current.others(names).await;
 }
