@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use super::{PATIENCE, Pod, Process, World, sidecar::built_beside};
+use super::{PATIENCE, Pod, Process, World, patient, sidecar::built_beside};
 use crate::{
     agent::{Event, Observation},
     cases::Case,
@@ -84,17 +84,21 @@ impl Conversation {
 }
 
 /// Runs a case: its server in the server's pod, then its client in the client's.
+///
+/// Each end gives up by itself when nothing moves for 30 s, and says where it stood; so this waits longer than that, and as
+/// much longer as the machine is slow: some cases carry 128 MiB through two sidecars' TLS.
 pub fn converse(world: &World, case: &Case) -> Result<Conversation> {
+    let limit = patient(2 * PATIENCE);
     let server = Agent::start(&world.server, "server", case.name).context("server")?;
     if !server.wait_until_ready().context("server")? {
-        return Ok(Conversation { client: Report::default(), server: server.finish(PATIENCE).context("server")? });
+        return Ok(Conversation { client: Report::default(), server: server.finish(limit).context("server")? });
     }
     let client = Agent::start(&world.client, "client", case.name).context("client")?;
     let client =
-        client.finish(PATIENCE).with_context(|| format!("client; the server so far{}", server.process.output()))?;
+        client.finish(limit).with_context(|| format!("client; the server so far{}", server.process.output()))?;
     if client.skip.is_some() {
         return Ok(Conversation { client, server: Report::default() });
     }
-    let server = server.finish(PATIENCE).with_context(|| format!("server; the client saw {:?}", client.saw))?;
+    let server = server.finish(limit).with_context(|| format!("server; the client saw {:?}", client.saw))?;
     Ok(Conversation { client, server })
 }
