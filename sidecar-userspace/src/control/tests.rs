@@ -24,6 +24,7 @@ fn start() -> Start {
         reload_failed: false,
         began: u64::MAX,
         predecessors: 1,
+        successor: true,
         supervisor: 4711,
         log_level: Some("debug".to_owned()),
     }
@@ -39,6 +40,8 @@ fn every_message_arrives_as_it_was_sent_and_alone() {
             Order::Condition { condition: Condition::Programs, unready: Some("a\n\"b\" \u{0}".to_owned()) },
             Order::Condition { condition: Condition::Addresses, unready: None },
             Order::Reload(2),
+            Order::Board,
+            Order::HandOver { left: Duration::from_secs(30) },
             Order::ReloadFailed,
             Order::Drain { why: "SIGTERM".to_owned(), left: Duration::from_millis(1500) },
             Order::End { signal: "SIGINT".to_owned() },
@@ -56,6 +59,7 @@ fn every_message_arrives_as_it_was_sent_and_alone() {
             Report::Pong(0),
             Report::Reloaded { offer: 2, in_force: true },
             level,
+            Report::Open(7),
             Report::Drain,
             Report::Withdraw(Withdrawn::Inbound),
         ]

@@ -58,6 +58,21 @@ impl Supervisor {
         self.configurations.offers().for_each(|offer| self.send_offer(offer));
     }
 
+    /// After the upgrade of this process: everybody reads its figures, and the worker that serves knows what the one before knew.
+    pub(super) fn greet(&mut self, newer: bool) {
+        let leaving = self.upgrades.leaving.iter().map(|leaving| &leaving.worker);
+        for worker in self.worker.iter().chain(leaving) {
+            if let Err(error) = worker.channel.send(&Order::Board, &[self.board.as_fd()]) {
+                tracing::warn!(%error, worker = worker.pid(), "a worker goes on with old figures");
+            }
+        }
+        self.tell_conditions();
+        if newer {
+            self.configurations.offer_in_force();
+        }
+        self.configurations.offers().for_each(|offer| self.send_offer(offer));
+    }
+
     pub(super) fn tell(&self, order: &Order) {
         if let Some(worker) = &self.worker {
             worker.tell(order);

@@ -15,7 +15,7 @@ use crate::{
         board::{Board, Figure},
     },
     redirect::{
-        AddressWatch, Attached, BpfLog, Capture, ListenerWatch, SharedMaps, Uncaptured, UncapturedWatch,
+        AddressWatch, Attached, BpfLog, Capture, ListenerWatch, SharedMaps, Store, Uncaptured, UncapturedWatch,
         fast_path::FastPath,
     },
 };
@@ -43,11 +43,13 @@ pub(super) struct Keeping {
     /// Why the programs are not effective, and why the addresses are not known; `None`: they are.
     programs: Option<String>,
     unfollowed: Option<String>,
+    /// Why there is no store.
+    no_store: Option<String>,
 }
 
 impl Keeping {
     /// Begins, and checks at once.
-    pub(super) fn begin(attached: Attached, board: &Board) -> Self {
+    pub(super) fn begin(attached: Attached, no_store: Option<String>, board: &Board) -> Self {
         let Attached { capture, shared, addresses, listeners, uncaptured, log } = attached;
         let mut keeping = Self {
             capture,
@@ -59,11 +61,22 @@ impl Keeping {
             check_at: Instant::now(),
             programs: None,
             unfollowed: None,
+            no_store,
         };
         keeping.check();
         board.set_device_bound(keeping.listeners.device_bound());
         show(board, keeping.uncaptured.figures());
         keeping
+    }
+
+    /// What a new binary of this sidecar would go on with, or why there is nothing.
+    pub(super) fn store(&self) -> Result<&Store, String> {
+        self.capture.store().ok_or_else(|| self.no_store.clone().unwrap_or_default())
+    }
+
+    /// Why the programs are not effective.
+    pub(super) fn failure(&self) -> Option<&String> {
+        self.programs.as_ref()
     }
 
     /// Has the fast path begin, if the configuration asks for it: it takes its time on a thread of its own.
