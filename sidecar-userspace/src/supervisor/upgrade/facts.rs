@@ -1,10 +1,9 @@
 //! What a binary says of itself before it may take the place of another one.
 
 use std::{
-    fs::File,
     io::{self, PipeReader, PipeWriter, Read, Write as _},
     os::fd::{AsFd, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -69,23 +68,29 @@ impl Facts {
     }
 }
 
-/// A binary that was asked, on a thread of its own: one that does not answer must not keep the supervisor from anything.
+/// A binary that was asked. It is listened to on a thread of its own: one that does not answer must not keep the supervisor from
+/// anything. It ends when this is dropped.
 pub(super) struct Asking {
-    thread: JoinHandle<Result<Facts, String>>,
+    child: Child,
+    thread: Option<JoinHandle<io::Result<Vec<u8>>>>,
     done: PipeReader,
 }
 
 impl Asking {
-    pub(super) fn begin(program: PathBuf) -> io::Result<Self> {
-        let (done, mut tell) = io::pipe()?;
-        let ask = move || {
-            let answer = ask(&program);
-            // The reader may be gone; closing it tells the same.
+    pub(super) fn begin(program: &Path) -> Result<Self, String> {
+        let pipe = || io::pipe().map_err(|error| format!("the kernel gives no pipe: {error}"));
+        let ((done, mut tell), (reader, writer)) = (pipe()?, pipe()?);
+        let child = start(program, writer).map_err(|error| format!("it cannot be started: {error}"))?;
+        let mut asking = Self { child, thread: None, done };
+        let listen = move || {
+            let said = listen(&reader, Instant::now() + PATIENCE);
+            // Whoever asked may be gone; closing it tells the same.
             let _ = tell.write_all(b".");
-            answer
+            said
         };
-        let thread = thread::Builder::new().name("facts".to_owned()).stack_size(256 * 1024).spawn(ask)?;
-        Ok(Self { thread, done })
+        let thread = thread::Builder::new().name("facts".to_owned()).stack_size(256 * 1024).spawn(listen);
+        asking.thread = Some(thread.map_err(|error| format!("the kernel gives no thread: {error}"))?);
+        Ok(asking)
     }
 
     /// Becomes readable when there is an answer.
@@ -94,34 +99,39 @@ impl Asking {
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.thread.is_finished()
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// The answer, or why there is none. Waits for it.
-    pub(super) fn answer(self) -> Result<Facts, String> {
-        self.thread.join().unwrap_or_else(|_| Err("asking it panicked; please report".to_owned()))
+    pub(super) fn answer(mut self) -> Result<Facts, String> {
+        let said = self.thread.take().map(JoinHandle::join);
+        // It has nothing more to say.
+        let _ = self.child.kill();
+        let status = self.child.wait().map_err(|error| format!("wait for it: {error}"))?;
+        let said = match said {
+            Some(Ok(said)) => said.map_err(|error| format!("it does not answer `{COMMAND}`: {error}"))?,
+            _ => return Err("listening to it panicked; please report".to_owned()),
+        };
+        serde_json::from_slice(&said).map_err(|_| {
+            let said = String::from_utf8_lossy(&said);
+            let first: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
+            format!("it is no sidecar that can take over: asked for `{COMMAND}` it said `{first}` ({status})")
+        })
     }
 }
 
-fn ask(program: &Path) -> Result<Facts, String> {
-    let (reader, writer) = io::pipe().map_err(|error| format!("pipe: {error}"))?;
-    let mut child = start(program, writer).map_err(|error| format!("it cannot be started: {error}"))?;
-    let heard = listen(&reader, Instant::now() + PATIENCE);
-    // It has nothing more to say.
-    let _ = child.kill();
-    let status = child.wait().map_err(|error| format!("wait for it: {error}"))?;
-    let said = heard.map_err(|error| format!("it does not answer `{COMMAND}`: {error}"))?;
-    serde_json::from_slice(&said).map_err(|_| {
-        let first = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().chars().take(200).collect::<String>();
-        format!("it is no sidecar that can take over: asked for `{COMMAND}` it said `{first}` ({status})")
-    })
+impl Drop for Asking {
+    fn drop(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// What it says on either output comes through one pipe.
 fn start(program: &Path, writer: PipeWriter) -> io::Result<Child> {
     let mut command = Command::new(program);
-    command.arg(COMMAND).stdin(Stdio::from(File::open("/dev/null")?));
-    command.stdout(writer.try_clone()?).stderr(writer);
+    command.arg(COMMAND).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     command.spawn()
 }
 
@@ -176,7 +186,7 @@ mod tests {
 
     #[test]
     fn what_is_no_sidecar_is_told_by_what_it_says() {
-        let said = |program: &str| ask(Path::new(program)).unwrap_err();
+        let said = |program: &str| Asking::begin(Path::new(program)).and_then(Asking::answer).unwrap_err();
         assert!(said("/bin/echo").contains("no sidecar that can take over: asked for `handover-facts` it said `handover-facts`"));
         assert!(said("/bin/false").contains("exit status: 1"), "{}", said("/bin/false"));
         assert!(said("/etc/passwd").contains("cannot be started"));

@@ -80,8 +80,7 @@ impl Supervisor {
             )
         })?;
         let binary = open(path).map_err(|error| format!("it cannot be opened: {error}; name another with --binary"))?;
-        let program = program(&binary);
-        let asking = Asking::begin(program).map_err(|error| format!("the kernel gives no thread: {error}"))?;
+        let asking = Asking::begin(&program(&binary))?;
         Ok((binary, Stage::Asked(asking)))
     }
 

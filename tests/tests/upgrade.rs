@@ -1,0 +1,236 @@
+//! A new binary takes the place of the one that runs, and nobody notices; one that cannot changes nothing.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use sidecar_tests::{
+    agent::puppet::Order,
+    cases::net::{ANY, TO_V4},
+    harness::{PATIENCE, Pod, Puppet, Sidecar, World, bpf, children, eventually, patient, work},
+};
+
+/// A client with a sidecar, and a server with another.
+struct Stage {
+    app: Puppet,
+    server: Puppet,
+    client: Sidecar,
+    world: World,
+}
+
+impl Stage {
+    fn new(config: &str) -> Result<Self> {
+        let world = World::new()?;
+        let server = Puppet::serving(&world.server, ANY)?;
+        let client = Sidecar::start(&world.client, config)?;
+        Ok(Self { app: Puppet::start(&world.client)?, server, client, world })
+    }
+
+    fn pod(&self) -> &Pod {
+        &self.world.client
+    }
+
+    fn upgrade(&self, args: &[&str]) -> Result<String> {
+        upgrade(&self.world.client, args)
+    }
+
+    fn refused(&self, args: &[&str]) -> Result<String> {
+        refused(&self.world.client, args)
+    }
+
+    /// An executable file that is no build of ours.
+    fn script(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.pod().directory().join(name);
+        fs::write(&path, text)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path.to_str().context("a path of words")?.to_owned())
+    }
+
+    /// The sidecar is as it was: the same processes, ready, and a connection goes through it.
+    fn goes_on(&mut self, processes: &[Pid]) -> Result<()> {
+        ensure!(self.client.pids() == processes, "{:?}, not {processes:?}", self.client.pids());
+        ensure!(self.client.is_ready(), "it is not ready{}", self.client.process.output());
+        let local = self.app.visit(TO_V4)?;
+        let seen = self.server.accepted()?.last().copied().context("nobody has connected")?;
+        ensure!(seen.port() != local.port(), "it goes direct");
+        Ok(())
+    }
+}
+
+fn command(pod: &Pod, args: &[&str]) -> Result<Command> {
+    let mut command = Sidecar::program()?;
+    command.arg("upgrade").args(args).arg("--config").arg(pod.directory().join("sidecar.yaml"));
+    Ok(command)
+}
+
+/// Upgrades the sidecar of this pod; what the command says.
+fn upgrade(pod: &Pod, args: &[&str]) -> Result<String> {
+    pod.spawn_beside_sidecar(command(pod, args)?)?.finish(6 * PATIENCE)
+}
+
+/// An upgrade that fails; why.
+fn refused(pod: &Pod, args: &[&str]) -> Result<String> {
+    let mut process = pod.spawn_beside_sidecar(command(pod, args)?)?;
+    let status = process.wait(6 * PATIENCE)?;
+    ensure!(status.code() == Some(1), "{status}{}", process.output());
+    Ok(process.err.text())
+}
+
+/// The ids of the programs that run for connects of the pod.
+fn programs(pod: &Pod) -> Result<Vec<u32>> {
+    bpf::connect_programs(pod.app_cgroup())
+}
+
+fn upgrades(sidecar: &Sidecar, result: &str) -> Result<u64> {
+    Ok(sidecar.metrics()?.sum("sidecar_upgrades_total", &[("result", result)]) as u64)
+}
+
+#[test]
+fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
+    let mut stage = Stage::new("{}")?;
+    let _server = Sidecar::start(&stage.world.server, "{}")?;
+    let attached = bpf::attached_programs(stage.pod())?;
+    let (supervisor, mut before) = (stage.client.process.pid(), programs(stage.pod())?);
+    stage.app.begin(Order::Toil(TO_V4, 20, work(100)))?;
+    for round in 1..=5 {
+        let worker = stage.client.worker()?;
+        let said = stage.upgrade(&[])?;
+        ensure!(said.contains(&format!("in process {supervisor}\n")), "{said}");
+        let now = programs(stage.pod())?;
+        ensure!(now.len() == 1 && now != before, "the programs for connects were {before:?} and are {now:?}");
+        ensure!(bpf::attached_programs(stage.pod())? == attached, "more than one program at a hook");
+        ensure!(stage.client.pids().first() == Some(&supervisor) && stage.client.is_ready());
+        ensure!(serving(&stage.client)? != worker, "the worker is the one before");
+        let done = upgrades(&stage.client, "upgraded")?;
+        ensure!(done == round, "{done} upgrades, not {round}");
+        if round == 3 {
+            upgrade(&stage.world.server, &[])?;
+        }
+        before = now;
+    }
+    stage.app.begin(Order::Accepted)?;
+    let toil = stage.app.answer(PATIENCE)?;
+    ensure!(toil.outcome == "ok", "{}{}", toil.outcome, stage.client.process.output());
+    ensure!(toil.moved > 50, "only {} connections", toil.moved);
+    stage.app.answer(PATIENCE)?;
+    // Those that were replaced have nothing more to do.
+    let alone = || children(supervisor).len() == 1;
+    ensure!(eventually(PATIENCE, alone), "{:?}{}", children(supervisor), stage.client.process.output());
+    ensure!(stage.client.closed("drain_deadline")? == 0);
+    stage.client.signal(Signal::SIGTERM)?;
+    let status = stage.client.process.wait(PATIENCE)?;
+    ensure!(status.code() == Some(0), "{status}{}", stage.client.process.output());
+    ensure!(bpf::attached_programs(stage.pod())? == 0, "programs stay");
+    Ok(())
+}
+
+/// The worker that was started last.
+fn serving(sidecar: &Sidecar) -> Result<Pid> {
+    children(sidecar.process.pid()).into_iter().max_by_key(|pid| pid.as_raw()).context("no worker")
+}
+
+#[test]
+fn a_binary_that_cannot_take_over_is_refused_with_the_reason_and_nothing_has_changed() -> Result<()> {
+    let mut stage = Stage::new("{}")?;
+    let ours = PathBuf::from(Sidecar::program()?.get_program());
+    let facts = pod_run(&ours, "handover-facts")?;
+    let layout = facts.replace("\"layout\":", "\"layout\":99");
+    ensure!(layout != facts, "{facts}");
+    let script = |body: String| format!("#!/bin/sh\ncase $1 in handover-facts) {body} esac\n");
+    let ours = ours.display();
+    let cases = [
+        ("/no/such/file".to_owned(), "cannot be opened"),
+        ("/etc/passwd".to_owned(), "cannot be started"),
+        ("/bin/echo".to_owned(), "no sidecar that can take over"),
+        (stage.script("layout", &script(format!("echo '{}';;", layout.trim())))?, "layout of eBPF maps is of version 99"),
+        (stage.script("exits", &script(format!("exec {ours} $1;; *) exit 3;;")))?, "exit status: 3"),
+        (stage.script("late", &script(format!("exec {ours} $1;; *) exec sleep 1000;;")))?, "does not serve after 1s"),
+    ];
+    let (processes, before) = (stage.client.pids(), programs(stage.pod())?);
+    for (binary, reason) in &cases {
+        let why = stage.refused(&["--timeout", "1", "--binary", binary])?;
+        ensure!(why.contains("everything is as it was") && why.contains(reason) && why.contains(binary), "{why}");
+        stage.goes_on(&processes)?;
+    }
+    ensure!(programs(stage.pod())? == before, "its programs are others");
+    let refused = upgrades(&stage.client, "refused")?;
+    ensure!(refused == cases.len() as u64, "{refused} refused");
+    Ok(())
+}
+
+fn pod_run(program: &Path, verb: &str) -> Result<String> {
+    Ok(String::from_utf8(Command::new(program).arg(verb).output()?.stdout)?)
+}
+
+#[test]
+fn a_binary_that_fails_after_it_has_taken_over_gives_everything_back() -> Result<()> {
+    let mut stage = Stage::new("{}")?;
+    let ours = PathBuf::from(Sidecar::program()?.get_program());
+    // It serves well as a worker, but as a supervisor it finds no maps.
+    let script = format!(
+        "#!/usr/bin/env python3\n\
+         import json, os, sys\n\
+         if sys.argv[1] == 'take-over':\n\
+         \x20   state = json.loads(os.pread(int(sys.argv[2]), 1 << 20, 0))\n\
+         \x20   os.dup2(os.open('/dev/null', os.O_RDONLY), state['store'])\n\
+         os.execv('{0}', ['{0}'] + sys.argv[1:])\n",
+        ours.display()
+    );
+    let binary = stage.script("fails", &script)?;
+    let (processes, attached) = (stage.client.pids(), bpf::attached_programs(stage.pod())?);
+    stage.app.begin(Order::Toil(TO_V4, 5, work(50)))?;
+    let why = stage.refused(&["--binary", &binary])?;
+    ensure!(why.contains("goes on in process") && why.contains(&binary), "{why}");
+    stage.app.begin(Order::Accepted)?;
+    let toil = stage.app.answer(PATIENCE)?;
+    ensure!(toil.outcome == "ok", "{}{}", toil.outcome, stage.client.process.output());
+    stage.app.answer(PATIENCE)?;
+    ensure!(eventually(PATIENCE, || stage.client.pids() == processes), "{:?}", stage.client.pids());
+    stage.goes_on(&processes)?;
+    ensure!(bpf::attached_programs(stage.pod())? == attached, "more than one program at a hook");
+    ensure!(upgrades(&stage.client, "rolled_back")? == 1);
+    // And one that can, can.
+    stage.upgrade(&[])?;
+    ensure!(upgrades(&stage.client, "upgraded")? == 1);
+    Ok(())
+}
+
+#[test]
+fn a_signal_upgrades_and_only_one_at_a_time_and_none_while_it_drains() -> Result<()> {
+    let mut stage = Stage::new("proxy: { drain_deadline: 10m }\n")?;
+    let (handle, _) = stage.app.open(TO_V4)?;
+    let worker = stage.client.worker()?;
+    stage.client.signal(Signal::SIGUSR2)?;
+    let upgraded = || upgrades(&stage.client, "upgraded").is_ok_and(|done| done == 1);
+    ensure!(eventually(PATIENCE, upgraded), "{}", stage.client.process.output());
+    // What was open is carried by the worker before.
+    stage.app.echo(handle)?;
+    ensure!(children(stage.client.process.pid()).contains(&worker), "it has gone");
+    let late = stage.script("late", "#!/bin/sh\nexec sleep 1000\n")?;
+    let mut first = stage.pod().spawn_beside_sidecar(command(stage.pod(), &["--binary", &late])?)?;
+    let begun = || stage.client.process.err.text().contains("an upgrade begins");
+    ensure!(eventually(PATIENCE, begun));
+    let why = || stage.refused(&[]);
+    ensure!(eventually(PATIENCE, || why().is_ok_and(|why| why.contains("another upgrade is under way"))), "{}", why()?);
+    stage.client.signal(Signal::SIGTERM)?;
+    ensure!(first.wait(PATIENCE)?.code() == Some(1), "{}", first.output());
+    ensure!(first.err.text().contains("it drains after SIGTERM"), "{}", first.output());
+    ensure!(eventually(PATIENCE, || why().is_ok_and(|why| why.contains("it drains after SIGTERM"))), "{}", why()?);
+    // It ends when what was open has, in either worker.
+    ensure!(stage.client.process.is_running());
+    stage.app.echo(handle)?;
+    stage.app.leave()?;
+    let status = stage.client.process.wait(patient(Duration::from_secs(10)))?;
+    ensure!(status.code() == Some(0), "{status}{}", stage.client.process.output());
+    ensure!(kill(worker, None).is_err(), "worker {worker} is left");
+    Ok(())
+}
