@@ -114,7 +114,8 @@ impl Board {
         Ok(board)
     }
 
-    /// Writes a figure.(&self, figure: Figure, value: u64) {
+    /// Writes a figure.
+    pub fn set(&self, figure: Figure, value: u64) {
         self.words.get(figure as usize).store(value, Ordering::Relaxed);
     }
 

@@ -37,6 +37,8 @@ impl Supervisor {
                 Ok(()) => self.log_level = Some(directives),
                 Err(error) => tracing::warn!(%error, "the supervisor's log level stays what it is"),
             },
+            // One that serves has not handed over.
+            Report::Open(_) => {}
             Report::Drain => self.drain("sidecar drain", false),
             Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
             // Without one nobody is to ask.

@@ -33,7 +33,7 @@ pub(in crate::supervisor) struct Door {
 }
 
 /// Where it is, by the admin socket.
-pub fn path(admin_socket: &Path) -> PathBuf {
+fn path(admin_socket: &Path) -> PathBuf {
     let mut path = admin_socket.to_owned().into_os_string();
     path.push(".upgrade");
     path.into()

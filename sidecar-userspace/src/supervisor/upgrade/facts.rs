@@ -70,7 +70,7 @@ impl Facts {
 
 /// A binary that was asked. It is listened to on a thread of its own: one that does not answer must not keep the supervisor from
 /// anything. It ends when this is dropped.
-pub(super) struct Asking {
+pub(in crate::supervisor) struct Asking {
     child: Child,
     thread: Option<JoinHandle<io::Result<Vec<u8>>>>,
     done: PipeReader,

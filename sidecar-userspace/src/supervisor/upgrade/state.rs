@@ -27,7 +27,7 @@ pub(super) const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::supervisor) struct State {
-    version: u32,
+    pub(super) version: u32,
     pub(in crate::supervisor) listeners: Sockets,
     /// Where upgrades are asked for.
     pub(in crate::supervisor) door: Option<RawFd>,
@@ -104,10 +104,6 @@ pub(in crate::supervisor) struct Process {
 }
 
 impl State {
-    pub(in crate::supervisor) fn version() -> u32 {
-        VERSION
-    }
-
     /// Every descriptor that it names.
     fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let Self { listeners, configurations, .. } = self;

@@ -45,7 +45,7 @@ impl Supervisor {
         };
         let store = self.keeping.store().map_err(io::Error::other)?;
         Ok(State {
-            version: State::version(),
+            version: state::VERSION,
             listeners: self.listeners.sockets(),
             door: self.upgrades.door.as_ref().map(|door| door.listener.as_raw_fd()),
             board: self.board.as_raw_fd(),
