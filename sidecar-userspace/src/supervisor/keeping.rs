@@ -43,13 +43,11 @@ pub(super) struct Keeping {
     /// Why the programs are not effective, and why the addresses are not known; `None`: they are.
     programs: Option<String>,
     unfollowed: Option<String>,
-    /// Why there is no store.
-    no_store: Option<String>,
 }
 
 impl Keeping {
     /// Begins, and checks at once.
-    pub(super) fn begin(attached: Attached, no_store: Option<String>, board: &Board) -> Self {
+    pub(super) fn begin(attached: Attached, board: &Board) -> Self {
         let Attached { capture, shared, addresses, listeners, uncaptured, log } = attached;
         let mut keeping = Self {
             capture,
@@ -61,7 +59,6 @@ impl Keeping {
             check_at: Instant::now(),
             programs: None,
             unfollowed: None,
-            no_store,
         };
         keeping.check();
         board.set_device_bound(keeping.listeners.device_bound());
@@ -71,7 +68,8 @@ impl Keeping {
 
     /// What a new binary of this sidecar would go on with, or why there is nothing.
     pub(super) fn store(&self) -> Result<&Store, String> {
-        self.capture.store().ok_or_else(|| self.no_store.clone().unwrap_or_default())
+        let refused = || Store::detached().err().map_or_else(|| "none was to be had at the start".to_owned(), |error| error.to_string());
+        self.capture.store().ok_or_else(refused)
     }
 
     /// Why the programs are not effective.

@@ -114,14 +114,13 @@ fn capture(
     board: &Board,
 ) -> Result<(Keeping, Pulse), Error> {
     let store = Store::from_descriptor(state::again(state.store).map_err(missing)?);
-    let mut programs =
-        Programs::load(&config.capture, config.proxy.max_connections, config.telemetry.bpf_log, Some(store))?;
+    let mut programs = Programs::take_over(store, config)?;
     board.set(Figure::MptcpAsTcp, u64::from(*programs.subflows() != Subflows::Told));
     board.set(Figure::NoDiscovery, u64::from(programs.discovers().is_err()));
     programs.attach_discovery(&pod)?;
     let prepared = programs.prepare(&pod, config, &listeners.outbound, &listeners.inbound)?;
     let pulse = prepared.pulse()?;
-    let keeping = Keeping::begin(prepared.attach(pod)?, None, board);
+    let keeping = Keeping::begin(prepared.attach(pod)?, board);
     match keeping.failure() {
         Some(why) if state.failed.is_none() => Err(Error::NotEffective(why.clone())),
         _ => Ok((keeping, pulse)),
