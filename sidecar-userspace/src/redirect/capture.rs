@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd},
 };
 
 use aya::{
@@ -19,7 +19,7 @@ use super::{
     error::Error,
     fast_path,
     listeners::{ListenerMaps, ListenerWatch},
-    maps::Maps,
+    maps::{Maps, SharedMaps},
     pins::Pins,
     programs::{LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS, Programs},
     rules,
@@ -46,30 +46,6 @@ pub struct Prepared {
     mesh_link: Option<Named>,
     listener_capacity: usize,
     accelerates: bool,
-}
-
-/// The maps that the worker sees as memory.
-pub struct SharedMaps {
-    heartbeat: MapData,
-    counters: MapData,
-    cpus: u32,
-}
-
-impl SharedMaps {
-    /// Where the proxy beats.
-    pub fn heartbeat(&self) -> BorrowedFd<'_> {
-        self.heartbeat.fd().as_fd()
-    }
-
-    /// Where the kernel side counts.
-    pub fn counters(&self) -> BorrowedFd<'_> {
-        self.counters.fd().as_fd()
-    }
-
-    /// CPUs that count there.
-    pub fn cpus(&self) -> u32 {
-        self.cpus
-    }
 }
 
 /// What comes of attaching: the capture, and what keeps it current as long as it is polled.
