@@ -109,11 +109,11 @@ fn closed_refuses_from_init_on_until_a_sidecar_serves() -> Result<()> {
     let mut server = Puppet::serving(&world.server, ANY)?;
     let mut app = Puppet::start(&world.client)?;
     init(&world.client, CLOSED)?;
-    for _ in 0..2 {
+    for carried in 1..=2 {
         ensure!(is_refused(&mut app)?, "a connection is not refused");
         let mut sidecar = started(powerless(&world.client, CLOSED)?)?;
         app.visit(TO_V4)?;
-        ensure!(server.accepted()?.len() == 1, "something went direct");
+        ensure!(server.accepted()?.len() == carried, "something went direct");
         sidecar.kill()?;
     }
     ensure!(is_refused(&mut app)?, "a killed sidecar opens the pod");
@@ -250,8 +250,10 @@ fn an_application_that_waits_is_carried_and_nothing_leaves_in_plaintext_before()
     init(&world.client, &client)?;
     init(&world.server, &server)?;
     let mut wire = Wire::tap(world.client.netns())?;
-    let talk =
-        format!("exec 3<>/dev/tcp/{}/{PORT}; echo {SECRET} >&3; read -r answer <&3; echo $answer", world.server.v4());
+    let talk = format!(
+        "exec 3<>/dev/tcp/{}/{PORT} && echo {SECRET} >&3 && read -r answer <&3 && echo $answer",
+        world.server.v4()
+    );
     let mut early = world.client.spawn(bash(&talk))?;
     ensure!(!early.wait(PATIENCE)?.success(), "carried by nobody: {}", early.output());
 

@@ -144,6 +144,8 @@ impl Prepared {
     /// # Errors
     /// The kernel's answer for the program that it refused. What an earlier process pinned stays in force.
     pub fn attach(mut self, pod: Pod) -> Result<Attached, Error> {
+        // What was pinned for a pod of this network namespace that is gone is nobody's.
+        Pins::sweep();
         refuse_second_sidecar(&pod, self.store.as_ref())?;
         let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
         let attaching = Attaching { code: &self.code, store: self.store.as_ref(), pod: &pod };
@@ -171,7 +173,6 @@ impl Prepared {
 
     /// Ours run by now: what a dead predecessor left need not refuse any longer.
     fn settle(&self, pod: &Pod) -> Result<(), Error> {
-        Pins::sweep();
         let pins = Pins::of(pod);
         let Some(store) = &self.store else { return pins.remove() };
         store.complete(&self.marker)?;
