@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd},
 };
 
 use aya::{
@@ -19,7 +19,7 @@ use super::{
     error::Error,
     fast_path,
     listeners::{ListenerMaps, ListenerWatch},
-    maps::Maps,
+    maps::{Maps, SharedMaps},
     pins::Pins,
     programs::{LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS, Programs},
     rules,
@@ -46,30 +46,6 @@ pub struct Prepared {
     mesh_link: Option<Named>,
     listener_capacity: usize,
     accelerates: bool,
-}
-
-/// The maps that the worker sees as memory.
-pub struct SharedMaps {
-    heartbeat: MapData,
-    counters: MapData,
-    cpus: u32,
-}
-
-impl SharedMaps {
-    /// Where the proxy beats.
-    pub fn heartbeat(&self) -> BorrowedFd<'_> {
-        self.heartbeat.fd().as_fd()
-    }
-
-    /// Where the kernel side counts.
-    pub fn counters(&self) -> BorrowedFd<'_> {
-        self.counters.fd().as_fd()
-    }
-
-    /// CPUs that count there.
-    pub fn cpus(&self) -> u32 {
-        self.cpus
-    }
 }
 
 /// What comes of attaching: the capture, and what keeps it current as long as it is polled.
@@ -168,6 +144,8 @@ impl Prepared {
     /// # Errors
     /// The kernel's answer for the program that it refused. What an earlier process pinned stays in force.
     pub fn attach(mut self, pod: Pod) -> Result<Attached, Error> {
+        // What was pinned for a pod of this network namespace that is gone is nobody's.
+        Pins::sweep();
         refuse_second_sidecar(&pod, self.store.as_ref())?;
         let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
         let attaching = Attaching { code: &self.code, store: self.store.as_ref(), pod: &pod };
@@ -195,7 +173,6 @@ impl Prepared {
 
     /// Ours run by now: what a dead predecessor left need not refuse any longer.
     fn settle(&self, pod: &Pod) -> Result<(), Error> {
-        Pins::sweep();
         let pins = Pins::of(pod);
         let Some(store) = &self.store else { return pins.remove() };
         store.complete(&self.marker)?;

@@ -66,6 +66,7 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     let Some(store) = programs.store.take() else { return Err(Error::NoBpffs) };
     done(Step::Load)?;
 
+    Pins::sweep();
     refuse_second_sidecar(pod, Some(&store))?;
     AddressWatch::start(programs.maps.take("OWN_ADDRESSES"), programs.maps.take("SOURCES"))?;
     rules::write(&mut programs.maps, pod.netns_cookie(), NO_CGROUP, config)?;
@@ -86,6 +87,5 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
         done(Step::Clear)?;
     }
     pins.settle(&store)?;
-    Pins::sweep();
     Ok(Pinned { directory: store.shown(), kept })
 }

@@ -1,6 +1,9 @@
 //! The maps of the object: which there are, how large they are, and who has them.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use aya::{
     Ebpf,
@@ -72,6 +75,30 @@ impl Maps {
     }
 }
 
+/// The maps that the worker sees as memory.
+pub struct SharedMaps {
+    pub(super) heartbeat: MapData,
+    pub(super) counters: MapData,
+    pub(super) cpus: u32,
+}
+
+impl SharedMaps {
+    /// Where the proxy beats.
+    pub fn heartbeat(&self) -> BorrowedFd<'_> {
+        self.heartbeat.fd().as_fd()
+    }
+
+    /// Where the kernel side counts.
+    pub fn counters(&self) -> BorrowedFd<'_> {
+        self.counters.fd().as_fd()
+    }
+
+    /// CPUs that count there.
+    pub fn cpus(&self) -> u32 {
+        self.cpus
+    }
+}
+
 /// The sizes of the maps that are *configured*.
 pub(super) struct Rooms {
     pub(super) of_maps: [(&'static str, u32); 10],
@@ -104,7 +131,7 @@ impl Rooms {
     pub(super) fn fit(&self, store: &Store) -> Result<(), Error> {
         for (map, needed) in self.of_maps {
             let Ok(pinned) = bpf::get(&store.map(map)) else { continue };
-            let room = bpf::max_entries(std::os::fd::AsFd::as_fd(&pinned)).map_err(store.error("read the maps of"))?;
+            let room = bpf::max_entries(pinned.as_fd()).map_err(store.error("read the maps of"))?;
             if room < needed {
                 return Err(Error::Room { path: store.shown(), map, room, needed });
             }

@@ -21,7 +21,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::DirBuilderExt,
+        unix::fs::{DirBuilderExt, MetadataExt},
     },
     path::{Path, PathBuf},
 };
@@ -54,9 +54,14 @@ impl Store {
         if fstatfs(&opened).map(|found| found.filesystem_type()) != Ok(BPF_FS_MAGIC) {
             return Err(Error::NoBpffs);
         }
+        let same = opened.metadata().map(|opened| opened.ino());
         let store = Self { directory: opened.into() };
         store.lock(directory)?;
-        Ok(store)
+        // Whoever had the lock may have removed it, and what is locked is nowhere any more.
+        match fs::metadata(directory).map(|there| there.ino()) {
+            Ok(there) if same.is_ok_and(|same| same == there) => Ok(store),
+            _ => Err(Error::Busy { path: directory.to_owned(), owner: None }),
+        }
     }
 
     /// A store that nobody else can see, and that goes with the last descriptor of it: the one in it, and the one beside it, which
@@ -201,6 +206,11 @@ fn empty(directory: &Path) -> io::Result<()> {
     }
     for entry in fs::read_dir(directory)?.flatten() {
         let path = entry.path();
+        // The kernel's own (`maps.debug`, `progs.debug`, kernel/bpf/inode.c), in the root of every BPF file system: nobody else may
+        // have such names, and nobody may remove them.
+        if entry.file_name().as_encoded_bytes().contains(&b'.') {
+            continue;
+        }
         if entry.file_type()?.is_dir() {
             empty(&path)?;
             fs::remove_dir(&path)?;

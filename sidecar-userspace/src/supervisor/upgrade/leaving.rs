@@ -32,6 +32,11 @@ impl Leaving {
         Self { worker, until: Instant::now() + left, open }
     }
 
+    /// Time until it resets what is open.
+    pub(super) fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now() + GRACE)
+    }
+
     /// When to come back at the latest.
     pub(super) fn due(&self) -> Option<Instant> {
         self.worker.killed.is_none().then_some(self.until)

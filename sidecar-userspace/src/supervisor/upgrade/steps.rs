@@ -116,7 +116,7 @@ impl Supervisor {
                     return Ok(false);
                 }
                 let left = self.upgrades.leaving.last().map(|leaving| {
-                    (leaving.open.unwrap_or_default(), leaving.until.saturating_duration_since(Instant::now()))
+                    (leaving.open.unwrap_or_default(), leaving.left())
                 });
                 under_way.outcome.draining = left;
                 Ok(true)
