@@ -76,7 +76,9 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::Worker => app::run().unwrap_or_else(|error| answer::fail(error, answer::FAILED)),
         Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
         Command::Drain(arguments) => with_config(&arguments.sources, |loaded| drain::run(arguments, &loaded.config)),
-        Command::Upgrade(arguments) => with_config(&arguments.sources, |loaded| upgrade::run(arguments, &loaded.config)),
+        Command::Upgrade(arguments) => {
+            with_config(&arguments.sources, |loaded| upgrade::run(arguments, &loaded.config))
+        }
         Command::HandoverFacts => upgrade::tell_facts(),
         Command::TakeOver { descriptor } => {
             supervisor::take_over(*descriptor).unwrap_or_else(|error| answer::fail(error, answer::FAILED))

@@ -153,7 +153,10 @@ fn a_binary_that_cannot_take_over_is_refused_with_the_reason_and_nothing_has_cha
         ("/no/such/file".to_owned(), "cannot be opened"),
         ("/etc/passwd".to_owned(), "cannot be started"),
         ("/bin/echo".to_owned(), "no sidecar that can take over"),
-        (stage.script("layout", &script(format!("echo '{}';;", layout.trim())))?, "layout of eBPF maps is of version 99"),
+        (
+            stage.script("layout", &script(format!("echo '{}';;", layout.trim())))?,
+            "layout of eBPF maps is of version 99",
+        ),
         (stage.script("exits", &script(format!("exec {ours} $1;; *) exit 3;;")))?, "exit status: 3"),
         (stage.script("late", &script(format!("exec {ours} $1;; *) exec sleep 1000;;")))?, "does not serve after 1s"),
     ];

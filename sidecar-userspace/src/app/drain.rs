@@ -163,7 +163,10 @@ impl Drain {
     /// Another worker serves on the same listeners, and answers whoever asks: nothing is withdrawn, and nothing is said of
     /// being ready.
     async fn hand_over(&self, left: Duration, mut stop: watch::Receiver<Stop>) -> ExitCode {
-        tracing::info!(open = self.telemetry.connections().len(), "another worker takes what is new; what is open may end");
+        tracing::info!(
+            open = self.telemetry.connections().len(),
+            "another worker takes what is new; what is open may end"
+        );
         self.handed_over.send_replace(true);
         self.heartbeat.hand_over();
         self.no_more_tunnels();

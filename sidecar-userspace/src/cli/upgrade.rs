@@ -80,16 +80,25 @@ fn describe(outcome: &Outcome) -> String {
     let reason = reason.as_deref().unwrap_or("no reason was given");
     let mut text = match result {
         Done::Upgraded => {
-            format!("upgraded from {before} to {} in process {process}\n", after.as_deref().unwrap_or("an unknown version"))
+            format!(
+                "upgraded from {before} to {} in process {process}\n",
+                after.as_deref().unwrap_or("an unknown version")
+            )
         }
         Done::Refused => format!("no upgrade, everything is as it was: {reason}\n"),
-        Done::RolledBack => format!("no upgrade, {before} goes on in process {process} with all that was open: {reason}\n"),
+        Done::RolledBack => {
+            format!("no upgrade, {before} goes on in process {process} with all that was open: {reason}\n")
+        }
     };
     for (step, micros) in steps {
         let _ = writeln!(text, "{:>9.1} ms  {step}", *micros as f64 / 1e3);
     }
     if let Some((open, left)) = draining {
-        let _ = writeln!(text, "{open} connections go on in a worker that takes no more, for at most {:.0} s", left.as_secs_f64());
+        let _ = writeln!(
+            text,
+            "{open} connections go on in a worker that takes no more, for at most {:.0} s",
+            left.as_secs_f64()
+        );
     }
     text
 }
@@ -114,7 +123,8 @@ mod tests {
             "upgraded from 1.0.0 to 1.1.0 in process 7\n      1.5 ms  asked\n     20.0 ms  serves\n3 connections go on in a worker \
              that takes no more, for at most 30 s\n"
         );
-        let refused = Outcome { result: Done::Refused, reason: Some("no".to_owned()), steps: vec![], draining: None, ..outcome };
+        let refused =
+            Outcome { result: Done::Refused, reason: Some("no".to_owned()), steps: vec![], draining: None, ..outcome };
         assert_eq!(describe(&refused), "no upgrade, everything is as it was: no\n");
     }
 }

@@ -39,7 +39,8 @@ impl Heartbeat {
     pub fn map(array: impl AsFd, threads: usize) -> io::Result<Self> {
         let now = monotonic_now();
         let threads = (0..threads).map(|_| AtomicU64::new(now)).collect();
-        let heartbeat = Self(Arc::new(Shared { threads, array: Words::map(array, WORDS)?, handed_over: AtomicBool::new(false) }));
+        let heartbeat =
+            Self(Arc::new(Shared { threads, array: Words::map(array, WORDS)?, handed_over: AtomicBool::new(false) }));
         heartbeat.publish();
         Ok(heartbeat)
     }

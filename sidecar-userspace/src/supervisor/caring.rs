@@ -36,7 +36,10 @@ impl Supervisor {
                 }
             }
         }
-        if self.worker.is_none() && self.upgrades.leaving.is_empty() && self.ending.as_ref().is_some_and(|ending| self.has_ended(ending, now)) {
+        if self.worker.is_none()
+            && self.upgrades.leaving.is_empty()
+            && self.ending.as_ref().is_some_and(|ending| self.has_ended(ending, now))
+        {
             return Ok(Some(ExitCode::SUCCESS));
         }
         if self.restart_at.is_some_and(|at| at <= now) {

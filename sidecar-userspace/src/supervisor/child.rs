@@ -1,10 +1,6 @@
 //! A child process by its number: one that this process has started, or that it had when it ran another binary.
 
-use std::{
-    io,
-    os::unix::process::ExitStatusExt,
-    process::ExitStatus,
-};
+use std::{io, os::unix::process::ExitStatusExt, process::ExitStatus};
 
 use nix::{
     errno::Errno,

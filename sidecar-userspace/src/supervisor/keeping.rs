@@ -68,7 +68,11 @@ impl Keeping {
 
     /// What a new binary of this sidecar would go on with, or why there is nothing.
     pub(super) fn store(&self) -> Result<&Store, String> {
-        let refused = || Store::detached().err().map_or_else(|| "none was to be had at the start".to_owned(), |error| error.to_string());
+        let refused = || {
+            Store::detached()
+                .err()
+                .map_or_else(|| "none was to be had at the start".to_owned(), |error| error.to_string())
+        };
         self.capture.store().ok_or_else(refused)
     }
 

@@ -167,7 +167,8 @@ impl Supervisor {
         let start_limit = start_limit.map(|worker| worker.since + START_LIMIT);
         let ping = worker.map(|_| self.pings.at);
         let silent = worker.and_then(|worker| worker.silent_since).map(|since| since + SILENT_LIMIT);
-        let due = [self.restart_at, kill_at, start_limit, ping, silent, self.upgrades.due()].into_iter().flatten().min();
+        let due =
+            [self.restart_at, kill_at, start_limit, ping, silent, self.upgrades.due()].into_iter().flatten().min();
         let always = self.keeping.due().min(self.application.due());
         due.map_or(always, |due| due.min(always))
     }

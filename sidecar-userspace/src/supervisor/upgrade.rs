@@ -22,15 +22,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use door::ask;
 pub(super) use door::Door;
+pub use door::ask;
 pub use facts::{COMMAND as FACTS, Facts};
 pub(super) use leaving::Leaving;
 pub use outcome::{Done, Outcome, Wanted};
 pub use takeover::COMMAND as TAKE_OVER;
 pub(super) use takeover::take_over;
 
-use super::{Error, worker::{OWN_BINARY, Worker}};
+use super::{
+    Error,
+    worker::{OWN_BINARY, Worker},
+};
 use facts::Asking;
 
 /// All that is to be known of upgrades.

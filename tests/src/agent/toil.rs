@@ -44,7 +44,8 @@ pub(super) fn toil(to: SocketAddr, streams: u32, per_second: u32) -> io::Result<
         let threads: Vec<_> = streams.chain(short).collect();
         await_order(over)?;
         over.store(true, Ordering::Relaxed);
-        let ended = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("panicked"))));
+        let ended =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("panicked"))));
         ended.collect::<Vec<_>>().into_iter().collect::<io::Result<()>>()
     })?;
     Ok((connections.into_inner(), bytes.into_inner()))

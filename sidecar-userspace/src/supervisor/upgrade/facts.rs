@@ -187,7 +187,10 @@ mod tests {
     #[test]
     fn what_is_no_sidecar_is_told_by_what_it_says() {
         let said = |program: &str| Asking::begin(Path::new(program)).and_then(Asking::answer).unwrap_err();
-        assert!(said("/bin/echo").contains("no sidecar that can take over: asked for `handover-facts` it said `handover-facts`"));
+        assert!(
+            said("/bin/echo")
+                .contains("no sidecar that can take over: asked for `handover-facts` it said `handover-facts`")
+        );
         assert!(said("/bin/false").contains("exit status: 1"), "{}", said("/bin/false"));
         assert!(said("/etc/passwd").contains("cannot be started"));
     }

@@ -172,4 +172,3 @@ fn borrow<'a>(descriptor: RawFd) -> BorrowedFd<'a> {
     // SAFETY: the descriptors of a state are open as long as it is in use.
     unsafe { BorrowedFd::borrow_raw(descriptor) }
 }
-

@@ -30,7 +30,8 @@ impl Supervisor {
         }
         if spoke && let Some(door) = &mut self.upgrades.door {
             let workers = self.worker.iter().map(Worker::pid);
-            let workers: Vec<u32> = workers.chain(self.upgrades.leaving.iter().map(|leaving| leaving.worker.pid())).collect();
+            let workers: Vec<u32> =
+                workers.chain(self.upgrades.leaving.iter().map(|leaving| leaving.worker.pid())).collect();
             for (client, wanted) in door.turn(&workers) {
                 self.upgrade(Some(client), wanted);
             }
@@ -71,7 +72,10 @@ impl Supervisor {
             return Err(format!("the sidecar ends: it drains after {}", ending.why));
         }
         if let Some(under_way) = &self.upgrades.under_way {
-            return Err(format!("another upgrade is under way, to {}; try again when it is over", under_way.path.display()));
+            return Err(format!(
+                "another upgrade is under way, to {}; try again when it is over",
+                under_way.path.display()
+            ));
         }
         self.keeping.store().map_err(|why| {
             format!(
@@ -86,12 +90,16 @@ impl Supervisor {
 
     /// Returns whether it is over.
     fn advance(&mut self, under_way: &mut UnderWay, spoke: bool) -> Result<bool, String> {
-        if let Some(ending) = &self.ending && !matches!(under_way.stage, Stage::Done { .. }) {
+        if let Some(ending) = &self.ending
+            && !matches!(under_way.stage, Stage::Done { .. })
+        {
             return Err(format!("the sidecar ends: it drains after {}", ending.why));
         }
         match &mut under_way.stage {
             Stage::Asked(asking) if spoke && asking.is_done() => {
-                let Stage::Asked(asking) = std::mem::replace(&mut under_way.stage, Stage::Done { until: Instant::now() }) else {
+                let Stage::Asked(asking) =
+                    std::mem::replace(&mut under_way.stage, Stage::Done { until: Instant::now() })
+                else {
                     return Ok(false);
                 };
                 let facts = asking.answer()?;
@@ -115,9 +123,8 @@ impl Supervisor {
                 if !told && Instant::now() < *until {
                     return Ok(false);
                 }
-                let left = self.upgrades.leaving.last().map(|leaving| {
-                    (leaving.open.unwrap_or_default(), leaving.left())
-                });
+                let left =
+                    self.upgrades.leaving.last().map(|leaving| (leaving.open.unwrap_or_default(), leaving.left()));
                 under_way.outcome.draining = left;
                 Ok(true)
             }

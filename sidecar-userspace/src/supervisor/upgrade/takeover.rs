@@ -20,7 +20,12 @@ use super::{
 };
 use crate::{
     lifecycle::{beats::monotonic_now, board::Figure},
-    supervisor::{Error, resume::{self, Resumed}, turns::Supervisor, worker::Worker},
+    supervisor::{
+        Error,
+        resume::{self, Resumed},
+        turns::Supervisor,
+        worker::Worker,
+    },
 };
 
 /// The subcommand that takes over; its argument is the number of the descriptor of a [`State`].
@@ -188,6 +193,12 @@ impl Upgrades {
             None => (state.new, &state.new_binary),
             Some(_) => (state.own, &state.binary),
         };
-        Ok(Self { door: None, binary: binary.clone(), own: File::from(state::again(own)?), under_way: None, leaving: Vec::new() })
+        Ok(Self {
+            door: None,
+            binary: binary.clone(),
+            own: File::from(state::again(own)?),
+            under_way: None,
+            leaving: Vec::new(),
+        })
     }
 }
