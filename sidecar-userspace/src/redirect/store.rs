@@ -21,7 +21,10 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt, MetadataExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, MetadataExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -198,7 +201,8 @@ impl Store {
     }
 }
 
-/// The marker goes first, so that what is left by a crash in between is known for half made.
+/// The marker goes first, so that what is left by a crash in between is known for half made. Names with a dot are the kernel's own
+/// (`maps.debug` and `progs.debug` of a new file system); nobody can make others, or remove these.
 fn empty(directory: &Path) -> io::Result<()> {
     match fs::remove_file(directory.join(MARKER)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(source),
@@ -206,6 +210,9 @@ fn empty(directory: &Path) -> io::Result<()> {
     }
     for entry in fs::read_dir(directory)?.flatten() {
         let path = entry.path();
+        if entry.file_name().as_bytes().contains(&b'.') {
+            continue;
+        }
         if entry.file_type()?.is_dir() {
             empty(&path)?;
             fs::remove_dir(&path)?;
