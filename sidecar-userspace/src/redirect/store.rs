@@ -21,7 +21,10 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::{DirBuilderExt, MetadataExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, MetadataExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -198,7 +201,8 @@ impl Store {
     }
 }
 
-/// The marker goes first, so that what is left by a crash in between is known for half made.
+/// The marker goes first, so that what is left by a crash in between is known for half made. Names with a dot are the kernel's own
+/// (`maps.debug` and `progs.debug` of a new file system); nobody can make others, or remove these.
 fn empty(directory: &Path) -> io::Result<()> {
     match fs::remove_file(directory.join(MARKER)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(source),
@@ -206,9 +210,7 @@ fn empty(directory: &Path) -> io::Result<()> {
     }
     for entry in fs::read_dir(directory)?.flatten() {
         let path = entry.path();
-        // The kernel's own (`maps.debug`, `progs.debug`, kernel/bpf/inode.c), in the root of every BPF file system: nobody else may
-        // have such names, and nobody may remove them.
-        if entry.file_name().as_encoded_bytes().contains(&b'.') {
+        if entry.file_name().as_bytes().contains(&b'.') {
             continue;
         }
         if entry.file_type()?.is_dir() {
