@@ -24,8 +24,9 @@ use crate::{
     tls::{Alpn, Contexts, Failure},
 };
 
-/// Bytes encrypted by one call.
-const ENCRYPTED_AT_ONCE: usize = 64 * 1024;
+/// Bytes encrypted by one call: all that a relay has received at once, unless it is configured to receive more. What is left
+/// over would have to be kept.
+const ENCRYPTED_AT_ONCE: usize = 256 * 1024;
 /// Bytes of TLS's own that may wait for data to leave with: a session ticket with a certificate, and more.
 const WAITING_AT_MOST: usize = 4096;
 
