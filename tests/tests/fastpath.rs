@@ -13,7 +13,7 @@ use sidecar_tests::{
     harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, work},
 };
 use socket2::Socket;
-use stage::{ENOUGH, Stage, probed};
+use stage::{ENOUGH, Stage};
 
 const MIB: u64 = 1 << 20;
 
@@ -39,7 +39,7 @@ fn fastpath_carries_what_an_event_loop_sends_past_tcp_and_every_byte_arrives() -
 fn fastpath_carries_what_a_server_answers_past_tcp() -> Result<()> {
     let world = World::new()?;
     let sidecar = Sidecar::start(&world.server, "acceleration: force\n")?;
-    if probed(&sidecar)?["redirects"] != true {
+    if sidecar.fast_path_probed()?["redirects"] != true {
         harness::skip("fastpath", "this kernel does not redirect");
         return Ok(());
     }
@@ -228,7 +228,7 @@ fn fastpath_leaves_no_entry_behind_whichever_way_connections_end() -> Result<()>
 fn fastpath_of_two_pods_do_not_meet() -> Result<()> {
     let Some(mut stage) = Stage::forced()? else { return Ok(()) };
     let other = Sidecar::start(&stage.world.server, "acceleration: force\n")?;
-    probed(&other)?;
+    other.fast_path_probed()?;
     let back = std::net::SocketAddr::new(stage.world.client.v4().into(), TO_V4.port());
     let _server = Puppet::serving(&stage.world.client, ANY)?;
     let mut app = Puppet::start(&stage.world.server)?;
@@ -266,7 +266,7 @@ fn fastpath_of_a_killed_sidecar_resets_its_streams() -> Result<()> {
 fn fastpath_auto_is_on_exactly_where_no_trap_is_sprung() -> Result<()> {
     let world = World::new()?;
     let sidecar = Sidecar::start(&world.client, "acceleration: auto\n")?;
-    let status = probed(&sidecar)?;
+    let status = sidecar.fast_path_probed()?;
     let clean = status["redirects"] == true && status["sprung"].as_array().is_some_and(Vec::is_empty);
     ensure!(status["on"] == clean, "{status}");
     let metrics = sidecar.metrics()?;
