@@ -15,7 +15,7 @@ use nix::{
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, TO_V4},
-    harness::{PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient, without_helper, work},
+    harness::{Layout, Mesh, PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient, without_helper, work},
 };
 
 /// A client with a sidecar, and a server with another.
@@ -103,6 +103,7 @@ fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
     let attached = bpf::attached_programs(stage.pod())?;
     let (supervisor, mut before) = (stage.client.process.pid(), programs(stage.pod())?);
     stage.app.begin(Order::Toil(TO_V4, 20, work(100)))?;
+    let mut held = 0;
     for round in 1..=5 {
         let worker = stage.client.worker()?;
         let said = stage.upgrade(&[])?;
@@ -114,7 +115,9 @@ fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
         ensure!(serving(&stage.client)? != worker, "the worker is the one before");
         let done = upgrades(&stage.client, "upgraded")?;
         ensure!(done == round, "{done} upgrades, not {round}");
-        if round == 3 {
+        if round == 1 {
+            held = stage.client.descriptors_of_supervisor()?;
+        } else if round == 3 {
             upgrade(&stage.world.server, &[])?;
         }
         before = now;
@@ -127,11 +130,31 @@ fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
     // Those that were replaced have nothing more to do.
     let alone = || children(supervisor).len() == 1;
     ensure!(eventually(PATIENCE, alone), "{:?}{}", children(supervisor), stage.client.process.output());
+    let now = stage.client.descriptors_of_supervisor()?;
+    ensure!(now <= held, "the supervisor held {held} descriptors after one upgrade, and holds {now} after five");
     ensure!(stage.client.closed("drain_deadline")? == 0);
     stage.client.signal(Signal::SIGTERM)?;
     let status = stage.client.process.wait(PATIENCE)?;
     ensure!(status.code() == Some(0), "{status}{}", stage.client.process.output());
     ensure!(bpf::attached_programs(stage.pod())? == 0, "programs stay");
+    Ok(())
+}
+
+#[test]
+fn upgrades_of_both_ends_cost_no_connection_that_they_protect() -> Result<()> {
+    let mesh = Mesh::new(Layout::STRICT)?;
+    let _server = Puppet::serving(&mesh.world.server, ANY)?;
+    let mut app = Puppet::start(&mesh.world.client)?;
+    app.begin(Order::Toil(TO_V4, 5, work(60)))?;
+    for _ in 0..3 {
+        for pod in [&mesh.world.server, &mesh.world.client] {
+            upgrade(pod, &[]).with_context(|| mesh.logs())?;
+        }
+    }
+    app.begin(Order::Accepted)?;
+    let toil = app.answer(PATIENCE)?;
+    ensure!(toil.outcome == "ok" && toil.moved > 0, "{}{}{}", toil.outcome, app.process().output(), mesh.logs());
+    mesh.ensure_encrypted()?;
     Ok(())
 }
 

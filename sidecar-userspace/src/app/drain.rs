@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::{
     orders::{Orders, Stop, stopped},
-    start::millis,
+    start::{Waiting, millis},
 };
 use crate::{
     control::{Report, Withdrawn},
@@ -100,6 +100,7 @@ pub(super) struct Drain {
     pub(super) serving: Condition,
     pub(super) queues: [TcpListener; 2],
     pub(super) under_way: UnderWay,
+    pub(super) waiting: Waiting,
     pub(super) tunnels: Cell<Option<TcpListener>>,
     /// True: no more tunnels.
     pub(super) no_more_tunnels: watch::Sender<bool>,
@@ -192,14 +193,15 @@ impl Drain {
         }
     }
 
-    /// What waits in the listeners' queues is for the other one.
+    /// What waits in the listeners' queues is for the other one. What another sidecar has made ready for its next connection is not
+    /// taken away from it before it uses it or gives it up.
     async fn end_what_was_open(&self, deadline: Instant) {
         let started = Instant::now();
         let table = self.telemetry.connections();
         let open = async {
             tokio::time::sleep(HANDSHAKE).await;
             table.empty().await;
-            while !self.under_way.is_none() || !table.is_empty() {
+            while !self.under_way.is_none() || !self.waiting.is_none() || !table.is_empty() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };

@@ -53,6 +53,7 @@ pub(super) struct Sidecar {
     pub(super) trust: Option<Trust>,
     pub(super) readiness: Readiness,
     pub(super) under_way: UnderWay,
+    pub(super) waiting: Waiting,
     /// Configurations put in force before.
     pub(super) generation: u64,
     /// The one that was read last had a fault.
@@ -61,6 +62,18 @@ pub(super) struct Sidecar {
     pub(super) board: BoardReader,
     /// Process id of the supervisor.
     pub(super) supervisor: u32,
+}
+
+/// Connections of other sidecars that are secured and wait for their use.
+pub(super) struct Waiting {
+    room: Arc<Semaphore>,
+    all: usize,
+}
+
+impl Waiting {
+    pub(super) fn is_none(&self) -> bool {
+        self.room.available_permits() == self.all
+    }
 }
 
 /// When the start began whose end will be told.
@@ -103,6 +116,7 @@ pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidec
     let slots = slots_per_direction(config);
     let shared = share(config, &telemetry, board.clone(), mtls, &permits, slots);
     let under_way = shared.under_way.clone();
+    let waiting = Waiting { room: Arc::clone(&shared.waiting), all: shared.waiting.available_permits() };
     // The identity comes before what would be carried without it.
     if let Some(trust) = &mut trust {
         if start.successor { trust.await_identity().await } else { trust.first().await }
@@ -124,6 +138,7 @@ pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidec
         trust,
         readiness,
         under_way,
+        waiting,
         generation: start.generation,
         reload_failed: start.reload_failed,
         began,
