@@ -15,8 +15,14 @@ use nix::{
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, TO_V4},
-    harness::{Layout, Mesh, PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient, without_helper, work},
+    harness::{
+        Authority, Mesh, PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient,
+        without_helper, work,
+    },
 };
+
+/// So long that no stream of a test is cut because the machine is slow.
+const LONG: &str = "proxy: { drain_deadline: 10m }\n";
 
 /// A client with a sidecar, and a server with another.
 struct Stage {
@@ -98,8 +104,8 @@ fn upgrades(sidecar: &Sidecar, result: &str) -> Result<u64> {
 
 #[test]
 fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
-    let mut stage = Stage::new("{}")?;
-    let _server = Sidecar::start(&stage.world.server, "{}")?;
+    let mut stage = Stage::new(LONG)?;
+    let _server = Sidecar::start(&stage.world.server, LONG)?;
     let attached = bpf::attached_programs(stage.pod())?;
     let (supervisor, mut before) = (stage.client.process.pid(), programs(stage.pod())?);
     stage.app.begin(Order::Toil(TO_V4, 20, work(100)))?;
@@ -142,7 +148,13 @@ fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
 
 #[test]
 fn upgrades_of_both_ends_cost_no_connection_that_they_protect() -> Result<()> {
-    let mesh = Mesh::new(Layout::STRICT)?;
+    let world = World::new()?;
+    let authority = Authority::new(&world)?;
+    let start = |pod, account| {
+        Sidecar::start(pod, &format!("{}mtls: {{ mode: strict }}\n{LONG}", authority.issue(pod, account)?))
+    };
+    let (client, server) = (start(&world.client, "client")?, start(&world.server, "server")?);
+    let mesh = Mesh { client: Some(client), server: Some(server), strict: true, world };
     let _server = Puppet::serving(&mesh.world.server, ANY)?;
     let mut app = Puppet::start(&mesh.world.client)?;
     app.begin(Order::Toil(TO_V4, 5, work(60)))?;
@@ -226,7 +238,7 @@ fn a_binary_that_fails_after_it_has_taken_over_gives_everything_back() -> Result
 
 #[test]
 fn a_signal_upgrades_and_only_one_at_a_time_and_none_while_it_drains() -> Result<()> {
-    let mut stage = Stage::new("proxy: { drain_deadline: 10m }\n")?;
+    let mut stage = Stage::new(LONG)?;
     let (handle, _) = stage.app.open(TO_V4)?;
     let worker = stage.client.worker()?;
     stage.client.signal(Signal::SIGUSR2)?;
