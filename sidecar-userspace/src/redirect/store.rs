@@ -21,10 +21,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{
-            ffi::OsStrExt,
-            fs::{DirBuilderExt, MetadataExt},
-        },
+        unix::fs::{DirBuilderExt, MetadataExt},
     },
     path::{Path, PathBuf},
 };
@@ -201,8 +198,7 @@ impl Store {
     }
 }
 
-/// The marker goes first, so that what is left by a crash in between is known for half made. Names with a dot are the kernel's own
-/// (`maps.debug` and `progs.debug` of a new file system); nobody can make others, or remove these.
+/// The marker goes first, so that what is left by a crash in between is known for half made.
 fn empty(directory: &Path) -> io::Result<()> {
     match fs::remove_file(directory.join(MARKER)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(source),
@@ -210,7 +206,9 @@ fn empty(directory: &Path) -> io::Result<()> {
     }
     for entry in fs::read_dir(directory)?.flatten() {
         let path = entry.path();
-        if entry.file_name().as_bytes().contains(&b'.') {
+        // The kernel's own (`maps.debug`, `progs.debug`, kernel/bpf/inode.c), in the root of every BPF file system: nobody else may
+        // have such names, and nobody may remove them.
+        if entry.file_name().as_encoded_bytes().contains(&b'.') {
             continue;
         }
         if entry.file_type()?.is_dir() {
