@@ -139,10 +139,11 @@ fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
     let now = stage.client.descriptors_of_supervisor()?;
     ensure!(now <= held, "the supervisor held {held} descriptors after one upgrade, and holds {now} after five");
     ensure!(stage.client.closed("drain_deadline")? == 0);
+    stage.app.leave()?;
     stage.client.signal(Signal::SIGTERM)?;
     let status = stage.client.process.wait(PATIENCE)?;
     ensure!(status.code() == Some(0), "{status}{}", stage.client.process.output());
-    ensure!(bpf::attached_programs(stage.pod())? == 0, "programs stay");
+    ensure!(bpf::attached_programs(&stage.world.client)? == 0, "programs stay");
     Ok(())
 }
 
@@ -154,7 +155,7 @@ fn upgrades_of_both_ends_cost_no_connection_that_they_protect() -> Result<()> {
         Sidecar::start(pod, &format!("{}mtls: {{ mode: strict }}\n{LONG}", authority.issue(pod, account)?))
     };
     let (client, server) = (start(&world.client, "client")?, start(&world.server, "server")?);
-    let mesh = Mesh { client: Some(client), server: Some(server), strict: true, world };
+    let mesh = Mesh { client: Some(client), server: Some(server), strict: true, accelerated: false, world };
     let _server = Puppet::serving(&mesh.world.server, ANY)?;
     let mut app = Puppet::start(&mesh.world.client)?;
     app.begin(Order::Toil(TO_V4, 5, work(60)))?;

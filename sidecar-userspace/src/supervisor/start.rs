@@ -76,6 +76,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     let application = Application::new(pod.applications().clone(), config.lifecycle.exit_with_application, false);
     let attached = prepared.attach(pod)?;
     tracing::info!(loaded_ms = millis(loaded_after), attached_ms = millis(started.elapsed()), "attached");
+    attached.capture.hold_links();
     let mut keeping = Keeping::begin(attached, &board);
     let limits = Limits::of(config);
     let acceleration = config.capture.acceleration;

@@ -38,8 +38,10 @@ impl Supervisor {
     /// Goes on as the new binary. Returns only if the kernel refuses: then nothing has changed.
     pub(super) fn go_on_as(&mut self, under_way: &UnderWay) -> String {
         let fast_path = self.fast_path.as_ref().and_then(|path| path.pause());
-        let gone = self.state(under_way, fast_path).and_then(|state| execute(state.new, &state));
-        let Err(error) = gone;
+        let offered = self.keeping.capture.offer_links().map_err(io::Error::other);
+        let state = offered.and_then(|()| self.state(under_way, fast_path));
+        let Err(error) = state.and_then(|state| execute(state.new, &state));
+        self.keeping.capture.hold_links();
         self.fast_path.iter().for_each(|path| path.resume(fast_path));
         format!("the kernel does not run it in the place of this one: {error}")
     }
