@@ -148,6 +148,37 @@ fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
 }
 
 #[test]
+fn what_is_pinned_and_what_goes_past_tcp_outlives_upgrades() -> Result<()> {
+    for config in ["capture: { on_failure: closed }\n", "acceleration: force\n"] {
+        let mut stage = Stage::new(&format!("{config}{LONG}"))?;
+        let mut before = programs(stage.pod())?;
+        stage.app.begin(Order::Toil(TO_V4, 3, work(20)))?;
+        for _ in 0..2 {
+            stage.upgrade(&[]).with_context(|| format!("{config}{}", stage.client.process.output()))?;
+            let now = programs(stage.pod())?;
+            ensure!(now.len() == 1 && now != before, "{config}{before:?}, {now:?}");
+            before = now;
+        }
+        stage.app.begin(Order::Accepted)?;
+        let toil = stage.app.answer(PATIENCE)?;
+        ensure!(toil.outcome == "ok", "{config}{}{}", toil.outcome, stage.client.process.output());
+        stage.app.answer(PATIENCE)?;
+        stage.client.kill()?;
+        let closed = config.contains("closed");
+        let (_, answer) = stage.app.try_open(TO_V4)?;
+        ensure!(answer.outcome == if closed { "ECONNREFUSED" } else { "ok" }, "{config}{}", answer.outcome);
+        if closed {
+            // A successor takes the place of what refuses, and opens the pod at its end.
+            let mut next = Sidecar::start(&stage.world.client, config)?;
+            next.signal(Signal::SIGTERM)?;
+            ensure!(next.process.wait(PATIENCE)?.code() == Some(0), "{}", next.process.output());
+        }
+        ensure!(bpf::attached_programs(stage.pod())? == 0, "{config}programs stay");
+    }
+    Ok(())
+}
+
+#[test]
 fn upgrades_of_both_ends_cost_no_connection_that_they_protect() -> Result<()> {
     let world = World::new()?;
     let authority = Authority::new(&world)?;

@@ -135,9 +135,12 @@ impl Supervisor {
     fn start_candidate(&self, under_way: &UnderWay) -> Result<Stage, String> {
         let Self { board, keeping, listeners, configurations, .. } = self;
         let lent = Lent { board, shared: &keeping.shared, listeners, configurations };
-        let worker = Worker::spawn(program(&under_way.binary)).map_err(|error| error.to_string())?;
-        lent.start(&worker, self.began, self.predecessors + 1, self.log_level.as_ref(), true)
-            .map_err(|error| format!("its worker was not told to start: {error}"))?;
+        let mut worker = Worker::spawn(program(&under_way.binary)).map_err(|error| error.to_string())?;
+        match lent.start(&worker, self.began, self.predecessors + 1, self.log_level.as_ref(), true) {
+            Ok(()) => {}
+            Err(control::Error::Gone) => return Err(ended(&mut worker)),
+            Err(error) => return Err(format!("its worker was not told to start: {error}")),
+        }
         // Known before it answers anybody who asks whether it is ready.
         keeping.conditions().iter().for_each(|order| worker.tell(order));
         Ok(Stage::Starts { worker: Box::new(worker), generation: configurations.generation })
