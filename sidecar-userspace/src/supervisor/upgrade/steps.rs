@@ -2,7 +2,7 @@
 
 use std::{
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -67,7 +67,7 @@ impl Supervisor {
         self.upgrade(None, Wanted { binary: None, patience: START_LIMIT });
     }
 
-    fn begin_upgrade(&self, path: &PathBuf) -> Result<(std::fs::File, Stage), String> {
+    fn begin_upgrade(&self, path: &Path) -> Result<(std::fs::File, Stage), String> {
         if let Some(ending) = &self.ending {
             return Err(format!("the sidecar ends: it drains after {}", ending.why));
         }
