@@ -7,6 +7,7 @@ pub mod capture;
 pub mod counter;
 pub mod fastpath;
 pub mod flow;
+pub mod layout;
 pub mod mesh;
 #[cfg(feature = "user")]
 mod pod;

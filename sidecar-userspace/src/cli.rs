@@ -6,7 +6,9 @@ pub mod check;
 pub mod config;
 pub mod drain;
 pub mod fastpath;
+pub mod init;
 pub mod policy;
+pub mod wait;
 
 use std::process::ExitCode;
 
@@ -26,6 +28,10 @@ pub struct Arguments {
 enum Command {
     /// Capture the pod's connections and carry them.
     Run(config::SourceArgs),
+    /// Attach the capture to the pod and pin it there, for sidecars that have no right to, and end.
+    Init(init::InitArgs),
+    /// Wait until the sidecar of this pod carries connections.
+    Wait(wait::WaitArgs),
     /// Carry connections for the supervisor at the other end of standard input.
     #[command(name = control::COMMAND, hide = true)]
     Worker,
@@ -53,6 +59,8 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::Run(sources) => with_config(sources, |loaded| {
             supervisor::run(loaded).unwrap_or_else(|error| answer::fail(error, answer::FAILED))
         }),
+        Command::Init(arguments) => with_config(&arguments.sources, |loaded| init::run(arguments, &loaded.config)),
+        Command::Wait(arguments) => with_config(&arguments.sources, |loaded| wait::run(arguments, &loaded.config)),
         Command::Worker => app::run().unwrap_or_else(|error| answer::fail(error, answer::FAILED)),
         Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
         Command::Drain(arguments) => with_config(&arguments.sources, |loaded| drain::run(arguments, &loaded.config)),

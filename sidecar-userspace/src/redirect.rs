@@ -9,27 +9,36 @@
 
 mod addresses;
 mod attach;
+mod bpf;
 mod bpf_log;
 mod capabilities;
 mod capture;
 mod discovery;
+mod effective;
 mod error;
 pub mod fast_path;
+mod init;
 mod listeners;
+mod maps;
 mod netlink;
 mod pins;
 mod programs;
 mod query;
+mod resume;
 mod rules;
+mod store;
 mod uncaptured;
 
 pub use addresses::AddressWatch;
 pub use bpf_log::BpfLog;
 pub use capabilities::missing_capabilities;
-pub use capture::{Attached, Capture, Prepared, SharedMaps};
+pub use capture::{Attached, Capture, Prepared};
 pub use error::Error;
+pub use init::{Pinned, Step, init};
 pub use listeners::ListenerWatch;
+pub use maps::SharedMaps;
 pub use programs::{Programs, Subflows};
+pub use store::Store;
 pub use uncaptured::{Uncaptured, UncapturedWatch};
 
 /// Whether links can be pinned, as `on_failure: closed` needs.

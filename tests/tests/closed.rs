@@ -18,7 +18,7 @@ fn pins(pod: &Pod) -> Result<Vec<String>> {
     fn walk(directory: &str, found: &mut Vec<String>) -> std::io::Result<()> {
         for entry in fs::read_dir(directory)? {
             let path = entry?.path().display().to_string();
-            if fs::metadata(&path)?.is_dir() {
+            if fs::symlink_metadata(&path)?.is_dir() {
                 walk(&path, found)?;
             }
             found.push(path);

@@ -44,7 +44,7 @@ pub fn run(config: &Config) -> ExitCode {
         report.warn("authorization", denial);
     }
     let sizes = &config.capture.maps;
-    match Programs::load(&config.capture, config.proxy.max_connections, false) {
+    match Programs::load(&config.capture, config.proxy.max_connections, false, None) {
         Ok(programs) => {
             report.check("eBPF programs", Ok("every program of the capture passes the verifier".to_owned()));
             report.inform("mesh discovery", discovery(&programs));

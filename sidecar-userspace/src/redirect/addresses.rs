@@ -2,7 +2,7 @@
 //! current by the kernel's notifications.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, BorrowedFd},
@@ -22,7 +22,7 @@ use super::{
     capture::map_error,
     error::Error,
     netlink::Netlink,
-    rules::{ip, trie_key},
+    rules::{ip, others, trie_key},
 };
 
 /// A network: address and prefix length.
@@ -58,7 +58,24 @@ impl AddressWatch {
             due: None,
         };
         watch.refresh()?;
+        watch.forget_what_others_wrote()?;
         Ok(watch)
+    }
+
+    /// The maps may be those of a predecessor, which knew addresses and routes that are gone.
+    fn forget_what_others_wrote(&mut self) -> Result<(), Error> {
+        let wanted: HashSet<Ip> = self.own.keys().map(|address| ip(*address)).collect();
+        let found: Vec<Ip> =
+            self.own_map.keys().collect::<Result<_, _>>().map_err(map_error("OWN_ADDRESSES", "read"))?;
+        for address in found.iter().filter(|address| !wanted.contains(address)) {
+            let _ = self.own_map.remove(address);
+        }
+        let wanted: Vec<_> = self.sources.keys().map(|(network, prefix)| trie_key(*network, *prefix)).collect();
+        let found = self.sources_map.keys().collect::<Result<_, _>>().map_err(map_error("SOURCES", "read"))?;
+        for network in others(found, &wanted) {
+            let _ = self.sources_map.remove(&network);
+        }
+        Ok(())
     }
 
     /// The pod's addresses, loopback not among them.

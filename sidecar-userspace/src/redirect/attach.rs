@@ -1,40 +1,41 @@
-//! Attaches programs: each to its cgroup or network namespace, by a link.
+//! Attaches programs: each to its cgroup or network namespace, by a link, which a store may hold.
 
-use std::fs::File;
-
-use aya::{
-    Ebpf,
-    programs::{CgroupAttachMode, ProgramError, cgroup_sockopt::CgroupSockoptLink, links::FdLink, loaded_programs},
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
+use aya::programs::loaded_programs;
+
 use super::{
+    bpf,
     error::Error,
     pins::Pins,
-    programs::{self, LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS},
+    programs::{Hook, LOOKUP_PROGRAM, POD_PROGRAMS},
     query,
+    store::{self, Store},
 };
 use crate::pod::Pod;
 
-/// `CgroupAttachMode::Single` leaves the flags of the link zero; the kernel runs all links of a cgroup all the same, and
-/// refuses the flag that the name of the other mode suggests.
-pub(super) const LINK: CgroupAttachMode = CgroupAttachMode::Single;
+/// Programs by name.
+pub(super) type Code = HashMap<&'static str, OwnedFd>;
 
-/// `BPF_CGROUP_SOCK_OPS`.
-const SOCK_OPS: u32 = 3;
+/// A link and the name of its program.
+pub(super) type Named = (&'static str, OwnedFd);
 
 /// Two sidecars in one pod would capture what the other dials, without end. Another one's programs are known by name; those
-/// that a dead predecessor left pinned are about to be replaced.
-pub(super) fn refuse_second_sidecar(pod: &Pod) -> Result<(), Error> {
-    let (name, attach_type) = LOOKUP_PROGRAM;
-    let running = query::program_ids(pod.netns(), attach_type, 0).unwrap_or_default();
-    let pinned = Pins::of(pod).program_id(name);
-    let others = running.into_iter().filter(|id| Some(*id) != pinned);
-    let (connect, connect_type) = POD_PROGRAMS[5];
+/// that a dead predecessor left pinned are about to be replaced, and those in our own store are ours.
+pub(super) fn refuse_second_sidecar(pod: &Pod, store: Option<&Store>) -> Result<(), Error> {
+    let ((lookup, lookup_type), (connect, connect_type)) = (LOOKUP_PROGRAM, POD_PROGRAMS[5]);
+    let running = query::program_ids(pod.netns(), lookup_type, 0).unwrap_or_default();
     let effective = File::open(pod.cgroup_path())
         .and_then(|cgroup| query::program_ids(&cgroup, connect_type, query::EFFECTIVE))
         .unwrap_or_default();
-    let pinned = Pins::of(pod).program_id(connect);
-    let others: Vec<_> = others.chain(effective.into_iter().filter(|id| Some(*id) != pinned)).collect();
+    let mut known = Pins::of(pod).program_ids();
+    known.extend(store.iter().flat_map(|store| store.program_ids()));
+    let others: Vec<_> = running.into_iter().chain(effective).filter(|id| !known.contains(id)).collect();
     if others.is_empty() {
         return Ok(());
     }
@@ -42,68 +43,77 @@ pub(super) fn refuse_second_sidecar(pod: &Pod) -> Result<(), Error> {
     let named = loaded_programs().flatten().filter(|program| others.contains(&program.id()));
     match named
         .filter_map(|program| program.name_as_str().map(str::to_owned))
-        .find(|found| found == connect || found == name)
+        .find(|found| found == connect || found == lookup)
     {
         Some(program) => Err(Error::Taken { program }),
         None => Ok(()),
     }
 }
 
-/// A link and the name of its program.
-type Named = (&'static str, FdLink);
-
-/// These serve the proxy's own sockets.
-pub(super) fn attach_to_own_cgroup(ebpf: &mut Ebpf, pod: &Pod) -> Result<Vec<CgroupSockoptLink>, Error> {
-    let attach = |(name, _): (&'static str, u32)| {
-        let attached = programs::sockopt(ebpf, name).and_then(|program| {
-            let id = program.attach(pod.own_cgroup(), LINK)?;
-            program.take_link(id)
-        });
-        attached.map_err(attach_error(name, pod.own_cgroup_path().display()))
-    };
-    PROXY_PROGRAMS.into_iter().map(attach).collect()
+/// Where a program is attached.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    descriptor: BorrowedFd<'a>,
+    /// As a link's [`bpf::Link::target`].
+    id: u64,
+    shown: &'a dyn std::fmt::Display,
 }
 
-pub(super) fn attach_to_cgroup(ebpf: &mut Ebpf, pod: &Pod) -> Result<Vec<Named>, Error> {
-    POD_PROGRAMS
-        .into_iter()
-        .map(|(name, attach_type)| {
-            let attached = match attach_type {
-                SOCK_OPS => attach_sock_ops(ebpf, name, pod),
-                _ => attach_sock_addr(ebpf, name, pod),
-            };
-            attached.map(|link| (name, link)).map_err(attach_error(name, pod.cgroup_path().display()))
-        })
-        .collect()
+/// Attaches to each of the three places of a pod.
+pub(super) struct Attaching<'a> {
+    pub(super) code: &'a Code,
+    pub(super) store: Option<&'a Store>,
+    pub(super) pod: &'a Pod,
 }
 
-fn attach_sock_ops(ebpf: &mut Ebpf, name: &str, pod: &Pod) -> Result<FdLink, ProgramError> {
-    let program = programs::sock_ops(ebpf, name)?;
-    let id = program.attach(pod.cgroup(), LINK)?;
-    fd_link(program.take_link(id)?)
+impl Attaching<'_> {
+    /// What serves the proxy's own sockets.
+    pub(super) fn to_own_cgroup(&self, hooks: &[Hook]) -> Result<Vec<Named>, Error> {
+        let shown = self.pod.own_cgroup_path().display();
+        let (descriptor, id) = (self.pod.own_cgroup(), self.pod.own_cgroup_id());
+        self.all(hooks, Target { descriptor, id, shown: &shown })
+    }
+
+    pub(super) fn to_pod_cgroup(&self, hooks: &[Hook]) -> Result<Vec<Named>, Error> {
+        let shown = self.pod.cgroup_path().display();
+        let (descriptor, id) = (self.pod.cgroup(), self.pod.cgroup_id());
+        self.all(hooks, Target { descriptor, id, shown: &shown })
+    }
+
+    pub(super) fn to_netns(&self, hooks: &[Hook]) -> Result<Vec<Named>, Error> {
+        let (descriptor, id) = (self.pod.netns().as_fd(), self.pod.netns_inode());
+        self.all(hooks, Target { descriptor, id, shown: &"the pod's network namespace" })
+    }
+
+    fn all(&self, hooks: &[Hook], target: Target<'_>) -> Result<Vec<Named>, Error> {
+        hooks.iter().map(|hook| Ok((hook.0, self.one(*hook, target)?))).collect()
+    }
+
+    /// A link that the store has of the same place goes on, with our program if we have one: there is no moment with two or none.
+    fn one(&self, (program, attach_type): Hook, target: Target<'_>) -> Result<OwnedFd, Error> {
+        let failed = |source| Error::Attach { program, target: target.shown.to_string(), source };
+        let kept = self.store.and_then(|store| store.link_to(program, target.id));
+        let link = match (kept, self.code.get(program)) {
+            (Some(link), Some(code)) => return bpf::update(link.as_fd(), code.as_fd()).map(|()| link).map_err(failed),
+            (Some(link), None) => return Ok(link),
+            (None, Some(code)) => bpf::link(code.as_fd(), target.descriptor, attach_type).map_err(failed)?,
+            (None, None) => return Err(failed(io::ErrorKind::NotFound.into())),
+        };
+        if let Some(store) = self.store {
+            store.pin_link(program, link.as_fd())?;
+        }
+        Ok(link)
+    }
 }
 
-fn attach_sock_addr(ebpf: &mut Ebpf, name: &str, pod: &Pod) -> Result<FdLink, ProgramError> {
-    let program = programs::sock_addr(ebpf, name)?;
-    let id = program.attach(pod.cgroup(), LINK)?;
-    fd_link(program.take_link(id)?)
-}
+impl Store {
+    /// The link of a program, if it is attached to this.
+    pub(super) fn link_to(&self, program: &str, target: u64) -> Option<OwnedFd> {
+        let link = self.link(program)?;
+        bpf::link_info(link.as_fd()).is_ok_and(|info| info.target == target).then_some(link)
+    }
 
-/// Only kernels before 5.7 attach to a cgroup without a link, and they lack more than that.
-fn fd_link(link: impl TryInto<FdLink>) -> Result<FdLink, ProgramError> {
-    link.try_into().map_err(|_| ProgramError::NotAttached)
-}
-
-pub(super) fn attach_to_netns(ebpf: &mut Ebpf, pod: &Pod) -> Result<Named, Error> {
-    let (name, _) = LOOKUP_PROGRAM;
-    let attached = programs::sk_lookup(ebpf, name).and_then(|program| {
-        let id = program.attach(pod.netns())?;
-        Ok(program.take_link(id)?.into())
-    });
-    attached.map(|link| (name, link)).map_err(attach_error(name, "the pod's network namespace"))
-}
-
-pub(super) fn attach_error(program: &'static str, target: impl ToString) -> impl FnOnce(ProgramError) -> Error {
-    let target = target.to_string();
-    move |source| Error::Attach { program, target, source: Box::new(source) }
+    fn program_ids(&self) -> Vec<u32> {
+        store::pinned_links(&self.root(), None).into_iter().map(|link| link.program).collect()
+    }
 }

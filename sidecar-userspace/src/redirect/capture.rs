@@ -1,75 +1,51 @@
 //! From loaded programs to a capture in force.
 
 use std::{
-    fs::File,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    path::Path,
-    time::Duration,
+    os::fd::{AsFd, AsRawFd},
 };
 
 use aya::{
     Ebpf,
-    maps::{Map, MapData, MapError, SockMap},
-    programs::{cgroup_sockopt::CgroupSockoptLink, links::FdLink, sock_ops::SockOpsLink},
+    maps::{Array, Map, MapData, MapError, SockMap},
 };
-use sidecar_common::{counter::Counter, rules::listener_slot};
+use sidecar_common::rules::{CaptureRules, listener_slot};
 
 use super::{
     addresses::AddressWatch,
-    attach::{attach_to_cgroup, attach_to_netns, attach_to_own_cgroup, refuse_second_sidecar},
+    attach::{Attaching, Code, Named, refuse_second_sidecar},
+    bpf,
     bpf_log::BpfLog,
-    discovery::MESH_PROGRAM,
     error::Error,
     fast_path,
     listeners::{ListenerMaps, ListenerWatch},
+    maps::{Maps, SharedMaps},
     pins::Pins,
-    programs::{self, LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS, Programs},
-    query, rules,
+    programs::{LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS, Programs},
+    rules,
+    store::{Marker, Store},
     uncaptured::UncapturedWatch,
 };
 use crate::{
-    config::{Acceleration, Config, OnFailure},
+    config::{Acceleration, Config},
     lifecycle::{beats::Pulse, counters::Counters},
     pod::Pod,
 };
 
 /// Programs that know the rules and the proxy's listeners, but do not run yet.
 pub struct Prepared {
-    ebpf: Ebpf,
+    ebpf: Option<Ebpf>,
+    maps: Maps,
+    code: Code,
+    store: Option<Store>,
+    marker: Marker,
     shared: SharedMaps,
     addresses: AddressWatch,
     listeners: SockMap<MapData>,
     log: Option<BpfLog>,
-    discovery_link: Option<SockOpsLink>,
-    on_failure: OnFailure,
+    mesh_link: Option<Named>,
     listener_capacity: usize,
     accelerates: bool,
-}
-
-/// The maps that the worker sees as memory.
-pub struct SharedMaps {
-    heartbeat: MapData,
-    counters: MapData,
-    cpus: u32,
-}
-
-impl SharedMaps {
-    /// Where the proxy beats.
-    pub fn heartbeat(&self) -> BorrowedFd<'_> {
-        self.heartbeat.fd().as_fd()
-    }
-
-    /// Where the kernel side counts.
-    pub fn counters(&self) -> BorrowedFd<'_> {
-        self.counters.fd().as_fd()
-    }
-
-    /// CPUs that count there.
-    pub fn cpus(&self) -> u32 {
-        self.cpus
-    }
 }
 
 /// What comes of attaching: the capture, and what keeps it current as long as it is polled.
@@ -94,16 +70,18 @@ pub struct Attached {
 /// and what is held here of the maps is for whoever looks at them from outside.
 pub struct Capture {
     fast_path: Option<fast_path::Parts>,
-    links: Vec<FdLink>,
-    pins: Pins,
-    counters: Counters,
+    pub(super) links: Vec<Named>,
+    /// The programs of the links, if this process loaded them.
+    code: Code,
+    store: Option<Store>,
+    marker: Marker,
+    pub(super) counters: Counters,
     listeners: SockMap<MapData>,
-    pod: Pod,
+    rules: Array<MapData, CaptureRules>,
+    pub(super) pod: Pod,
     /// Names of programs and their ids in the kernel.
-    ids: Vec<(&'static str, u32)>,
-    /// Those of the proxy's own sockets: aya cannot pin them, and they may die with the process.
-    _own: (Vec<CgroupSockoptLink>, Option<SockOpsLink>),
-    _maps: Vec<Map>,
+    pub(super) ids: Vec<(&'static str, u32)>,
+    _maps: Maps,
 }
 
 impl Programs {
@@ -117,28 +95,30 @@ impl Programs {
     ) -> Result<Prepared, Error> {
         self.tell_of_discovery(config);
         let [heartbeat, counters] = ["HEARTBEAT", "COUNTERS"].map(|name| {
-            let Map::Array(array) = take(&mut self.ebpf, name) else { unreachable!("declared as an array") };
+            let Map::Array(array) = self.maps.take(name) else { unreachable!("declared as an array") };
             array
         });
         let shared = SharedMaps { heartbeat, counters, cpus: self.cpus };
-        let addresses = AddressWatch::start(take(&mut self.ebpf, "OWN_ADDRESSES"), take(&mut self.ebpf, "SOURCES"))?;
+        let addresses = AddressWatch::start(self.maps.take("OWN_ADDRESSES"), self.maps.take("SOURCES"))?;
         const LISTENERS: &str = "PROXY_LISTENERS";
-        let mut listeners: SockMap<_> =
-            take(&mut self.ebpf, LISTENERS).try_into().map_err(map_error(LISTENERS, "opened"))?;
+        let mut listeners: SockMap<_> = self.maps.take(LISTENERS).try_into().map_err(map_error(LISTENERS, "opened"))?;
         for (slot, listener) in
             [(listener_slot::OUTBOUND, outbound.as_raw_fd()), (listener_slot::INBOUND, inbound.as_raw_fd())]
         {
             listeners.set(slot, &listener, 0).map_err(map_error(LISTENERS, "written"))?;
         }
-        rules::write(&mut self.ebpf, pod.netns_cookie(), pod.own_cgroup_id(), config)?;
+        rules::write(&mut self.maps, pod.netns_cookie(), pod.own_cgroup_id(), config)?;
         Ok(Prepared {
             ebpf: self.ebpf,
+            maps: self.maps,
+            code: self.code,
+            store: self.store,
+            marker: self.marker,
             shared,
             addresses,
             listeners,
             log: self.log,
-            discovery_link: self.discovery_link,
-            on_failure: config.capture.on_failure,
+            mesh_link: self.mesh_link,
             listener_capacity: config.capture.maps.listeners as usize,
             accelerates: config.capture.acceleration != Acceleration::Off,
         })
@@ -162,61 +142,63 @@ impl Prepared {
     /// Attaches every program. Names and notes come before connects, so that no captured socket lacks them.
     ///
     /// # Errors
-    /// The kernel's answer for the program that it refused. With `on_failure: closed` what was pinned stays in force.
+    /// The kernel's answer for the program that it refused. What an earlier process pinned stays in force.
     pub fn attach(mut self, pod: Pod) -> Result<Attached, Error> {
-        refuse_second_sidecar(&pod)?;
-        if self.on_failure == OnFailure::Closed {
-            Pins::require_bpffs()?;
-        }
-        let ids = self.ids()?;
-        let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
-        let own = (attach_to_own_cgroup(&mut self.ebpf, &pod)?, self.discovery_link.take());
-        let mut links = attach_to_cgroup(&mut self.ebpf, &pod)?;
-        let uncaptured = UncapturedWatch::start(pod.cgroup_path(), pod.own_cgroup_id())?;
-        let listener_maps = ListenerMaps {
-            counted: take(&mut self.ebpf, "APP_LISTENERS"),
-            seeded: take(&mut self.ebpf, "SEEDED_LISTENERS"),
-            v6_only: take(&mut self.ebpf, "V6_ONLY"),
-            lost: take(&mut self.ebpf, "LISTENERS_LOST"),
-            events: take(&mut self.ebpf, "LISTENING"),
-        };
-        let mut listener_watch =
-            ListenerWatch::new(listener_maps, self.listener_capacity, pod.cgroup_path(), pod.own_cgroup_id())?;
-        listener_watch.compare()?;
-        links.push(attach_to_netns(&mut self.ebpf, &pod)?);
+        // What was pinned for a pod of this network namespace that is gone is nobody's.
         Pins::sweep();
-        // Ours run by now: what a killed predecessor left need not refuse any longer.
-        let pins = Pins::of(&pod);
-        let links = match self.on_failure {
-            OnFailure::Open => {
-                pins.remove()?;
-                links.into_iter().map(|(_, link)| link).collect()
-            }
-            OnFailure::Closed => {
-                tracing::info!(directory = %pins.directory().display(), "a killed sidecar goes on refusing by what is pinned here");
-                pins.replace(links)?
-            }
-        };
-        let fast_path = self.accelerates.then(|| fast_path::Maps::take(&mut self.ebpf)).transpose()?;
-        let maps = self.other_maps();
-        let Self { ebpf, shared, addresses, listeners, log, .. } = self;
-        let netns = pod.netns_cookie();
-        let fast_path = fast_path.map(|maps| fast_path::Parts { ebpf, maps, netns });
-        let capture = Capture { fast_path, links, pins, counters, listeners, pod, ids, _own: own, _maps: maps };
+        refuse_second_sidecar(&pod, self.store.as_ref())?;
+        let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
+        let attaching = Attaching { code: &self.code, store: self.store.as_ref(), pod: &pod };
+        let mut links = attaching.to_own_cgroup(&PROXY_PROGRAMS)?;
+        links.extend(self.mesh_link.take());
+        links.extend(attaching.to_pod_cgroup(&POD_PROGRAMS)?);
+        let uncaptured = UncapturedWatch::start(pod.cgroup_path(), pod.own_cgroup_id())?;
+        let mut listener_watch = ListenerWatch::new(
+            ListenerMaps::take(&mut self.maps),
+            self.listener_capacity,
+            pod.cgroup_path(),
+            pod.own_cgroup_id(),
+        )?;
+        listener_watch.compare()?;
+        links.extend(attaching.to_netns(&[LOOKUP_PROGRAM])?);
+        self.settle(&pod)?;
+        let fast_path = self.fast_path(&pod)?;
+        let Self { mut maps, code, store, marker, shared, addresses, listeners, log, .. } = self;
+        let rules = maps.take("RULES").try_into().map_err(map_error("RULES", "opened"))?;
+        let ids = ids(&links)?;
+        let capture =
+            Capture { fast_path, links, code, store, marker, counters, listeners, rules, pod, ids, _maps: maps };
         Ok(Attached { capture, shared, addresses, listeners: listener_watch, uncaptured, log })
     }
 
-    /// The ids of all programs that [`Capture::check`] will look for.
-    fn ids(&self) -> Result<Vec<(&'static str, u32)>, Error> {
-        let discovery = self.discovery_link.is_some().then_some(MESH_PROGRAM);
-        let all = POD_PROGRAMS.into_iter().chain(PROXY_PROGRAMS).chain([LOOKUP_PROGRAM]).chain(discovery);
-        all.map(|(name, _)| Ok((name, programs::id(&self.ebpf, name)?))).collect()
+    /// Ours run by now: what a dead predecessor left need not refuse any longer.
+    fn settle(&self, pod: &Pod) -> Result<(), Error> {
+        let pins = Pins::of(pod);
+        let Some(store) = &self.store else { return pins.remove() };
+        store.complete(&self.marker)?;
+        pins.settle(store)
     }
 
-    fn other_maps(&mut self) -> Vec<Map> {
-        let names: Vec<String> = self.ebpf.maps().map(|(name, _)| name.to_owned()).collect();
-        names.iter().filter_map(|name| self.ebpf.take_map(name)).collect()
+    fn fast_path(&mut self, pod: &Pod) -> Result<Option<fast_path::Parts>, Error> {
+        if !self.accelerates {
+            return Ok(None);
+        }
+        let Some(ebpf) = self.ebpf.take() else {
+            tracing::warn!("no fast path: the programs are those of `sidecar init`, which loads none for it");
+            return Ok(None);
+        };
+        let maps = fast_path::Maps::take(&mut self.maps)?;
+        Ok(Some(fast_path::Parts { ebpf, maps, netns: pod.netns_cookie() }))
     }
+}
+
+/// The ids of all programs that [`Capture::check`] will look for.
+fn ids(links: &[Named]) -> Result<Vec<(&'static str, u32)>, Error> {
+    let id = |(program, link): &Named| {
+        let info = bpf::link_info(link.as_fd());
+        info.map(|info| (*program, info.program)).map_err(|source| Error::Link { program, source })
+    };
+    links.iter().map(id).collect()
 }
 
 impl Capture {
@@ -247,94 +229,47 @@ impl Capture {
         }
     }
 
-    /// Detaches every program: connections go direct from now on.
+    /// Connections go direct from now on: every program is detached, but those of `sidecar init`, which let everything pass.
     ///
     /// # Errors
     /// Pins cannot be removed; their directory is named.
-    pub fn detach(self) -> Result<(), Error> {
-        drop(self.links);
-        self.pins.remove()
+    pub fn detach(mut self) -> Result<(), Error> {
+        if self.marker.by_init {
+            return rules::lift(&mut self.rules);
+        }
+        for (_, link) in &self.links {
+            // Where it is attached may be gone already.
+            let _ = bpf::detach(link.as_fd());
+        }
+        match &self.store {
+            Some(store) => Pins::of(&self.pod).discard(store),
+            None => Ok(()),
+        }
+    }
+
+    /// What a successor needs to go on with these maps and links.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// Has the links run this process's programs again, after a successor that could not go on had put its own into them.
+    ///
+    /// # Errors
+    /// The kernel's answer for the program that it refused.
+    pub fn retake(&self) -> Result<(), Error> {
+        for (program, link) in &self.links {
+            if let Some(code) = self.code.get(program) {
+                let failed = |source| Error::Attach { program, target: "its link".to_owned(), source };
+                bpf::update(link.as_fd(), code.as_fd()).map_err(failed)?;
+            }
+        }
+        self.store.as_ref().map_or(Ok(()), |store| store.complete(&self.marker))
     }
 
     /// Where a process of the sidecar is, if somebody has moved it: see [`Pod::moved`].
     pub fn moved(&self, process: u32) -> Option<String> {
         self.pod.moved(process)
     }
-
-    /// Checks that the sidecar is where it was, that the kernel runs every program where it should, and that a real
-    /// connection passes them.
-    pub fn check(&self) -> Result<(), Error> {
-        self.pod.verify()?;
-        self.check_effective()?;
-        self.check_probe()
-    }
-
-    fn check_effective(&self) -> Result<(), Error> {
-        let mesh = [MESH_PROGRAM];
-        let own = self.pod.own_cgroup_path();
-        let discovers = usize::from(self.ids.iter().any(|(name, _)| *name == mesh[0].0));
-        let mut targets = vec![(own, PROXY_PROGRAMS.as_slice()), (own, &mesh[..discovers])];
-        let leaves = self.pod.leaves();
-        targets.extend(leaves.iter().map(|leaf| (leaf.as_path(), POD_PROGRAMS.as_slice())));
-        for (path, programs) in targets {
-            // A cgroup that went away in the meantime has no tasks to serve.
-            let Ok(directory) = File::open(path) else { continue };
-            for (name, attach_type) in programs {
-                self.require_effective(&directory, path, name, *attach_type, query::EFFECTIVE)?;
-            }
-        }
-        let (name, attach_type) = LOOKUP_PROGRAM;
-        self.require_effective(self.pod.netns(), Path::new("the pod's network namespace"), name, attach_type, 0)
-    }
-
-    fn require_effective(
-        &self,
-        target: &impl AsRawFd,
-        path: &Path,
-        program: &'static str,
-        attach_type: u32,
-        flags: u32,
-    ) -> Result<(), Error> {
-        let running = query::program_ids(target, attach_type, flags)
-            .map_err(|source| Error::Query { target: path.to_owned(), source })?;
-        if self.ids.iter().any(|(name, id)| *name == program && running.contains(id)) {
-            return Ok(());
-        }
-        Err(Error::NotEffective { program, target: path.to_owned() })
-    }
-
-    /// Listens on loopback and connects to that: every kind of program must have counted something.
-    fn check_probe(&self) -> Result<(), Error> {
-        const WITNESSES: [(&str, Counter); 3] = [
-            ("on_connect4", Counter::ConnectBypassProxy),
-            ("on_lookup", Counter::LookupPassOwnAddress),
-            ("on_tcp_event", Counter::ListenerAdded),
-        ];
-        let before = WITNESSES.map(|(_, counter)| self.counters.get(counter));
-        probe(Ipv4Addr::LOCALHOST.into()).map_err(Error::Probe)?;
-        for ((program, counter), before) in WITNESSES.into_iter().zip(before) {
-            if self.counters.get(counter) <= before {
-                return Err(Error::ProbeMissed { program });
-            }
-        }
-        let before = self.counters.get(Counter::ConnectBypassProxy);
-        // A pod without IPv6 has nothing to check there.
-        if probe(Ipv6Addr::LOCALHOST.into()).is_ok() && self.counters.get(Counter::ConnectBypassProxy) <= before {
-            return Err(Error::ProbeMissed { program: "on_connect6" });
-        }
-        Ok(())
-    }
-}
-
-fn probe(loopback: IpAddr) -> io::Result<()> {
-    /// Loopback answers in microseconds; a pod that is starved of CPU gets time.
-    const PATIENCE: Duration = Duration::from_secs(2);
-    let listener = TcpListener::bind(SocketAddr::new(loopback, 0))?;
-    TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE).map(drop)
-}
-
-fn take(ebpf: &mut Ebpf, map: &str) -> Map {
-    ebpf.take_map(map).expect("build.rs builds the object from the same tree")
 }
 
 /// Says which map cannot be seen as memory.

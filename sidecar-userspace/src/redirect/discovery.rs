@@ -4,14 +4,14 @@
 use aya::Ebpf;
 
 use super::{
-    attach::{LINK, attach_error},
+    attach::Attaching,
     error::Error,
-    programs::{self, Programs, load_one},
+    programs::{Hook, Programs, load_one},
 };
 use crate::{config::Config, pod::Pod};
 
 /// The program that writes and reads the mesh option, with its attach type (linux/bpf.h, `BPF_CGROUP_SOCK_OPS`).
-pub(super) const MESH_PROGRAM: (&str, u32) = ("on_mesh", 3);
+pub(super) const MESH_PROGRAM: Hook = ("on_mesh", 3);
 
 /// Has the kernel verify the program; the kernel's words if it refuses.
 pub(super) fn load(ebpf: &mut Ebpf) -> Result<(), String> {
@@ -50,12 +50,8 @@ impl Programs {
         if self.discovery.is_err() {
             return Ok(());
         }
-        let (name, _) = MESH_PROGRAM;
-        let attached = programs::sock_ops(&mut self.ebpf, name).and_then(|program| {
-            let id = program.attach(pod.own_cgroup(), LINK)?;
-            program.take_link(id)
-        });
-        self.discovery_link = Some(attached.map_err(attach_error(name, pod.own_cgroup_path().display()))?);
+        let attaching = Attaching { code: &self.code, store: self.store.as_ref(), pod };
+        self.mesh_link = attaching.to_own_cgroup(&[MESH_PROGRAM])?.pop();
         Ok(())
     }
 }

@@ -3,7 +3,9 @@
 use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
+use sidecar_common::layout::LAYOUT;
 
+use super::init::Step;
 use crate::pod;
 
 /// Why the capture cannot start or go on.
@@ -27,14 +29,14 @@ pub enum Error {
         source: Box<ProgramError>,
     },
     /// A program could not be attached.
-    #[error("the eBPF program `{program}` cannot be attached to {target}: {}{}", chain(.source), hint(.source))]
+    #[error("the eBPF program `{program}` cannot be attached to {target}: {source}{}", hint(.source))]
     Attach {
         /// Its name.
         program: &'static str,
         /// The cgroup or network namespace.
         target: String,
         /// The kernel's answer.
-        source: Box<ProgramError>,
+        source: io::Error,
     },
     /// A map of the object could not be used.
     #[error("the eBPF map `{map}` cannot be {action}: {}", chain(.source))]
@@ -64,7 +66,7 @@ pub enum Error {
     NoBpffs,
     /// The links could not be pinned or unpinned.
     #[error(
-        "cannot {action} {path}: {source}; capture.on_failure: closed pins links there: make it writable (mount -o remount,rw /sys/fs/bpf), or set it to open"
+        "cannot {action} {path}: {source}; `sidecar init` and capture.on_failure: closed pin programs there: make it writable (mount -o remount,rw /sys/fs/bpf), or do without: capture.on_failure: open"
     )]
     Pin {
         /// What was tried.
@@ -73,6 +75,71 @@ pub enum Error {
         path: PathBuf,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// A link does not say what it runs.
+    #[error("the kernel does not tell which program the link of `{program}` runs: {source}")]
+    Link {
+        /// Its name.
+        program: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another process has the pod's store.
+    #[error(
+        "{path} is in use{}: another sidecar serves the pod or is being started; stop it first",
+        .owner.map(|pid| format!(" by process {pid}")).unwrap_or_default()
+    )]
+    Busy {
+        /// The store.
+        path: PathBuf,
+        /// Who marked it as complete.
+        owner: Option<u32>,
+    },
+    /// It was asked to.
+    #[error("stopped after {step:?}, as asked; the next `sidecar init` or `sidecar run` repairs what is there")]
+    Stopped {
+        /// What it had done.
+        step: Step,
+    },
+    /// There is no store that only descriptors lead to.
+    #[error(
+        "no BPF file system can be mounted for this process alone: {0}; that needs CAP_SYS_ADMIN, and without it there is no upgrade in place: stop the sidecar and start the new one"
+    )]
+    Detached(#[source] io::Error),
+    /// A store of another version.
+    #[error(
+        "the maps in {path} have {}, this binary (version {}) knows layout {LAYOUT} and uses no other: run `sidecar init` of this version, or start the sidecar with the capabilities that loading needs, in their place",
+        other_layout(.found), env!("CARGO_PKG_VERSION")
+    )]
+    Layout {
+        /// The store.
+        path: PathBuf,
+        /// Its layout and the version that made it; `None`: its marker cannot be read.
+        found: Option<(u32, String)>,
+    },
+    /// A store that this sidecar cannot use.
+    #[error(
+        "what is pinned in {path} is of no use to this sidecar: {why}; run `sidecar init` with this configuration, or start the sidecar with the capabilities that loading needs"
+    )]
+    Unfit {
+        /// The store.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A store whose maps are too small.
+    #[error(
+        "the eBPF map `{map}` in {path} has room for {room} entries, this configuration asks for {needed}: run `sidecar init` with this configuration, or restart the sidecar"
+    )]
+    Room {
+        /// The store.
+        path: PathBuf,
+        /// The map.
+        map: &'static str,
+        /// Its entries.
+        room: u32,
+        /// What is asked for.
+        needed: u32,
     },
     /// Another sidecar serves the pod.
     #[error(
@@ -168,10 +235,17 @@ fn decisive(log: &str) -> Option<&str> {
     log.lines().take_while(|line| !is_statistics(line)).map(str::trim).filter(|line| !line.is_empty()).last()
 }
 
+fn other_layout(found: &Option<(u32, String)>) -> String {
+    match found {
+        Some((layout, version)) => format!("layout {layout} of version {version}"),
+        None => "a layout that this version cannot read".to_owned(),
+    }
+}
+
 /// What an operator can do about a refused attachment.
-fn hint(error: &ProgramError) -> &'static str {
-    match error {
-        ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::EPERM) => {
+fn hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
             "; either CAP_NET_ADMIN and CAP_BPF are missing, or a program attached to a parent cgroup without \
              BPF_F_ALLOW_MULTI forbids others below it (`bpftool cgroup tree` shows it)"
         }

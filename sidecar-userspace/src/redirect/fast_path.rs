@@ -214,10 +214,11 @@ impl Programs {
     /// # Errors
     /// Why there is no fast path.
     pub fn try_fast_path(mut self) -> Result<Report, Error> {
-        let maps = Maps::take(&mut self.ebpf)?;
+        let maps = Maps::take(&mut self.maps)?;
         let netns =
             net::netns_cookie().map_err(|source| Error::Probe { what: "ask for the network namespace", source })?;
-        let parts = Parts { ebpf: self.ebpf, maps, netns };
+        let ebpf = self.ebpf.take().ok_or(Error::Programs)?;
+        let parts = Parts { ebpf, maps, netns };
         prepare(parts, Acceleration::Force).map(|(_, report)| report)
     }
 }

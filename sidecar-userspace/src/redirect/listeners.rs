@@ -21,7 +21,7 @@ use netlink_packet_sock_diag::{
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use sidecar_common::addr::{Endpoint, Ip, PortBe};
 
-use super::{capture::map_error, error::Error, netlink::Netlink, rules::ip};
+use super::{capture::map_error, error::Error, maps::Maps, netlink::Netlink, rules::ip};
 use crate::pod;
 
 /// Keeps `SEEDED_LISTENERS` equal to what the kernel's socket table has and `APP_LISTENERS` has not, and `V6_ONLY` to what
@@ -53,11 +53,23 @@ const COMPARE_EVERY: Duration = Duration::from_secs(5);
 
 /// The maps of listening sockets.
 pub(super) struct ListenerMaps {
-    pub(super) counted: Map,
-    pub(super) seeded: Map,
-    pub(super) v6_only: Map,
-    pub(super) lost: Map,
-    pub(super) events: Map,
+    counted: Map,
+    seeded: Map,
+    v6_only: Map,
+    lost: Map,
+    events: Map,
+}
+
+impl ListenerMaps {
+    pub(super) fn take(maps: &mut Maps) -> Self {
+        Self {
+            counted: maps.take("APP_LISTENERS"),
+            seeded: maps.take("SEEDED_LISTENERS"),
+            v6_only: maps.take("V6_ONLY"),
+            lost: maps.take("LISTENERS_LOST"),
+            events: maps.take("LISTENING"),
+        }
+    }
 }
 
 impl ListenerWatch {

@@ -1,15 +1,19 @@
-//! Links that outlive the process, for `on_failure: closed`: a killed sidecar's programs go on refusing, because the slot
-//! of its listener is empty. Without pins the kernel detaches everything when the process dies, and traffic goes direct.
+//! Where the stores of pods are that outlive processes: for `on_failure: closed`, so that a killed sidecar's programs go on
+//! refusing, because the slot of its listener is empty; and for `sidecar init`. Without pins the kernel detaches everything when the
+//! process dies, and traffic goes direct.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
-use aya::programs::links::FdLink;
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::{error::Error, programs::POD_PROGRAMS, query};
+use super::{
+    error::Error,
+    programs::POD_PROGRAMS,
+    store::{self, Store},
+};
 use crate::pod::Pod;
 
 /// Where bpffs is mounted by convention (systemd and every distribution do it).
@@ -18,97 +22,101 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// Where sidecars pin, a directory for each pod.
 const ROOT: &str = "/sys/fs/bpf/sidecar";
 
-/// The pins of one pod: a directory named for the pod's cgroup and network namespace.
+/// The place of one pod's store: a directory named for the pod's cgroup and network namespace.
+#[derive(Clone)]
 pub(super) struct Pins {
     directory: PathBuf,
 }
 
 impl Pins {
-    /// The place of this pod's pins, whether there are any or not.
+    /// The place of this pod's store, whether there is one or not.
     pub(super) fn of(pod: &Pod) -> Self {
         Self { directory: Path::new(ROOT).join(format!("{}-{}", pod.cgroup_id(), pod.netns_inode())) }
     }
 
-    /// The program that an earlier sidecar's pinned link runs.
-    pub(super) fn program_id(&self, program: &str) -> Option<u32> {
-        let pinned = [&self.directory, &self.fresh()].map(|directory| query::pinned_link(&directory.join(program)));
-        pinned.into_iter().flatten().map(|link| link.program).next()
+    /// The programs that links of an earlier sidecar run.
+    pub(super) fn program_ids(&self) -> Vec<u32> {
+        let places = [self.directory.clone(), self.fresh_place()];
+        places.iter().flat_map(|place| store::pinned_links(place, None)).map(|link| link.program).collect()
     }
 
-    /// Where the pins are.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// Removes what an earlier sidecar of this pod left, or this one; the links end with that.
-    pub(super) fn remove(&self) -> Result<(), Error> {
-        remove(&self.directory)?;
-        remove(&self.fresh())
-    }
-
-    /// Pins every link under its program's name, in place of what an earlier sidecar left: there is no moment without.
-    pub(super) fn replace(&self, links: Vec<(&'static str, FdLink)>) -> Result<Vec<FdLink>, Error> {
-        let fresh = self.fresh();
+    /// What an earlier process left, complete or not.
+    ///
+    /// # Errors
+    /// Another process is at work there.
+    pub(super) fn found(&self) -> Result<Option<Store>, Error> {
+        let fresh = self.fresh_place();
         if !self.directory.exists() && fresh.exists() {
             // A predecessor died between removing and renaming: what refuses now is in there.
-            fs::rename(&fresh, &self.directory).map_err(|source| error("rename", &fresh, source))?;
+            fs::rename(&fresh, &self.directory).map_err(store::error("rename", &fresh))?;
         }
-        remove(&fresh)?;
-        fs::create_dir_all(&fresh).map_err(|source| error("create", &fresh, source))?;
-        let pin = |(program, link): (&str, FdLink)| {
-            let pinned = link.pin(fresh.join(program)).map(FdLink::from);
-            pinned.map_err(|source| error("pin links in", &fresh, io::Error::other(source)))
-        };
-        let links = links.into_iter().map(pin).collect::<Result<_, _>>()?;
-        remove(&self.directory)?;
-        fs::rename(&fresh, &self.directory).map_err(|source| error("rename", &fresh, source))?;
-        Ok(links)
+        if self.directory.exists() { Store::at(&self.directory).map(Some) } else { Ok(None) }
     }
 
-    /// Where new pins are gathered. bpffs refuses names with a dot.
-    fn fresh(&self) -> PathBuf {
+    /// An empty store beside the one that is there, which goes on working until the new one takes its place.
+    pub(super) fn fresh(&self) -> Result<Store, Error> {
+        let fresh = Store::at(&self.fresh_place())?;
+        fresh.clear()?;
+        Ok(fresh)
+    }
+
+    /// Puts a complete store into the place of what an earlier process left: there is no moment without. One that is elsewhere
+    /// needs no place.
+    pub(super) fn settle(&self, store: &Store) -> Result<(), Error> {
+        let (place, fresh) = (store.shown(), self.fresh_place());
+        if place == self.directory {
+            return Ok(());
+        }
+        if place != fresh {
+            return self.remove();
+        }
+        self.clear_place()?;
+        fs::rename(&fresh, &self.directory).map_err(store::error("rename", &fresh))
+    }
+
+    /// Removes what an earlier process left, but for a new store that is to take its place.
+    pub(super) fn clear_place(&self) -> Result<(), Error> {
+        store::remove(&self.directory)
+    }
+
+    /// Removes what an earlier process left; its links end with that.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        store::remove(&self.directory)?;
+        store::remove(&self.fresh_place())
+    }
+
+    /// Removes a store of this process; its links have been cut.
+    pub(super) fn discard(&self, store: &Store) -> Result<(), Error> {
+        if store.shown() == self.directory { store::remove(&self.directory) } else { store.clear() }
+    }
+
+    /// Where a new store is gathered. bpffs refuses names with a dot.
+    fn fresh_place(&self) -> PathBuf {
         let mut fresh = self.directory.clone().into_os_string();
         fresh.push("-new");
         fresh.into()
     }
 
-    /// Removes the pins of pods that are gone: their links were cut when the cgroup was removed, but programs and maps stay
-    /// in memory as long as they are pinned.
+    /// Removes the stores of pods that are gone: their links were cut when the cgroup was removed, but programs and maps stay
+    /// in memory as long as they are pinned. One without links was left by a process that died at work, unless it is locked.
     pub(super) fn sweep() {
         let Ok(pods) = fs::read_dir(ROOT) else { return };
         for pod in pods.flatten().map(|entry| entry.path()) {
-            let cut = query::pinned_link(&pod.join(POD_PROGRAMS[0].0)).is_ok_and(|link| link.target == 0);
-            if cut {
-                match remove(&pod) {
-                    Ok(()) => tracing::info!(directory = %pod.display(), "removed the pins of a pod that is gone"),
-                    Err(error) => tracing::warn!(%error, "the pins of a pod that is gone stay"),
-                }
+            let links = store::pinned_links(&pod, Some(POD_PROGRAMS[0].0));
+            if links.iter().any(|link| link.target != 0) {
+                continue;
+            }
+            match Store::at(&pod).and_then(|_locked| store::remove(&pod)) {
+                Ok(()) => tracing::info!(directory = %pod.display(), "removed the pins of a pod that is gone"),
+                Err(Error::Busy { .. }) => {}
+                Err(error) => tracing::warn!(%error, "the pins of a pod that is gone stay"),
             }
         }
     }
 
     /// A directory of another file system would take files but no links.
     pub(super) fn require_bpffs() -> Result<(), Error> {
-        let found = statfs(BPFFS).map(|found| found.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC);
+        let found = statfs(BPFFS).map(|found| found.filesystem_type() == BPF_FS_MAGIC);
         if found == Ok(true) { Ok(()) } else { Err(Error::NoBpffs) }
     }
-}
-
-/// Cuts the links, then removes their pins: a link that is only unpinned goes on running its program for a while.
-fn remove(directory: &Path) -> Result<(), Error> {
-    if let Ok(pins) = fs::read_dir(directory) {
-        for pin in pins.flatten() {
-            if let Err(source) = query::detach_pinned(&pin.path()) {
-                tracing::debug!(pin = %pin.path().display(), %source, "not a link that can be cut");
-            }
-        }
-    }
-    match fs::remove_dir_all(directory) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error("remove", directory, source)),
-        _ => Ok(()),
-    }
-}
-
-fn error(action: &'static str, path: &Path, source: io::Error) -> Error {
-    Error::Pin { action, path: path.to_owned(), source }
 }

@@ -1,26 +1,36 @@
 //! The programs of the eBPF object: created, verified, not yet attached.
 
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{CgroupSockAddr, CgroupSockopt, Program, ProgramError, SkLookup, SockOps, sock_ops::SockOpsLink},
+    programs::{Program, ProgramError},
 };
-use sidecar_common::counter::PER_CPU;
 
 use super::{
+    attach::{Code, Named},
     bpf_log::BpfLog,
     capabilities::missing_capabilities,
-    discovery,
+    discovery::{self, MESH_PROGRAM},
     error::{Error, refusal, verifier_words},
+    maps::{KEPT, Maps, Rooms},
+    store::{Marker, Store},
 };
-use crate::{config, lifecycle::counters::possible_cpus};
+use crate::config;
 
 /// The object for use. Built from source by build.rs.
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar.bpf.o"));
 /// The same with programs that speak through aya-log.
 static TALKATIVE_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sidecar-log.bpf.o"));
 
+/// A program's name, and the number of what it is attached as.
+pub(super) type Hook = (&'static str, u32);
+
 /// The programs that run for every socket of the pod's cgroup, with their attach types (linux/bpf.h, `bpf_attach_type`).
-pub(super) const POD_PROGRAMS: [(&str, u32); 7] = [
+pub(super) const POD_PROGRAMS: [Hook; 7] = [
     ("on_tcp_event", 3),
     ("on_getpeername4", 29),
     ("on_getpeername6", 30),
@@ -30,21 +40,29 @@ pub(super) const POD_PROGRAMS: [(&str, u32); 7] = [
     ("on_connect6", 11),
 ];
 /// The programs that run for the proxy's own sockets only.
-pub(super) const PROXY_PROGRAMS: [(&str, u32); 2] = [("on_getsockopt", 21), ("on_setsockopt", 22)];
+pub(super) const PROXY_PROGRAMS: [Hook; 2] = [("on_getsockopt", 21), ("on_setsockopt", 22)];
 /// The program that runs for connections that arrive at the pod's network namespace.
-pub(super) const LOOKUP_PROGRAM: (&str, u32) = ("on_lookup", 36);
+pub(super) const LOOKUP_PROGRAM: Hook = ("on_lookup", 36);
 
 /// Loaded and verified programs.
 pub struct Programs {
-    pub(super) ebpf: Ebpf,
+    /// The object, whose other programs are the fast path's; `None`: the programs were there.
+    pub(super) ebpf: Option<Ebpf>,
+    pub(super) maps: Maps,
+    /// Every program that this process can attach.
+    pub(super) code: Code,
+    /// Where maps and links are kept for other processes.
+    pub(super) store: Option<Store>,
+    /// What the store says when all is attached.
+    pub(super) marker: Marker,
     pub(super) log: Option<BpfLog>,
     /// Other sidecars can be discovered, or why not.
     pub(super) discovery: Result<(), String>,
-    /// It serves the proxy's own sockets, and may die with the process.
-    pub(super) discovery_link: Option<SockOpsLink>,
+    /// It serves the proxy's own sockets.
+    pub(super) mesh_link: Option<Named>,
     /// CPUs that have counters of their own.
     pub(super) cpus: u32,
-    subflows: Subflows,
+    pub(super) subflows: Subflows,
 }
 
 /// What becomes of the connect of an MPTCP socket, which the hooks see as that of a TCP socket, its first subflow.
@@ -71,16 +89,37 @@ impl Programs {
     /// `talkative` the programs tell what they count in
     /// the sidecar's log.
     ///
+    /// With a `store` they use the maps that are in there, and what they make is pinned there: connections keep their names and
+    /// notes when a successor loads its programs, and attaching exchanges the program of every link that is in there.
+    ///
     /// The kernel's own type information (BTF) is not read: parsing it costs about 95 ms, and nothing here needs it.
-    pub fn load(capture: &config::Capture, connections: usize, talkative: bool) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    /// A capability is missing; the kernel refuses a program; the store is of another layout, or its maps have not the room that
+    /// this configuration asks for.
+    pub fn load(
+        capture: &config::Capture,
+        connections: usize,
+        talkative: bool,
+        store: Option<Store>,
+    ) -> Result<Self, Error> {
         let missing = missing_capabilities();
         if !missing.is_empty() {
             return Err(Error::Capabilities(missing));
         }
+        let rooms = Rooms::of(capture, connections)?;
+        let by_init = match &store {
+            Some(store) => {
+                let marker = store.open()?;
+                rooms.fit(store)?;
+                marker.is_some_and(|marker| marker.by_init)
+            }
+            None => false,
+        };
         let mut shown = Shown { subflows: Subflows::Told, v6_only: true };
         let loaded = loop {
             // Helpers cannot be asked for: what a kernel lacks shows when it refuses the program.
-            match Self::load_for(capture, connections, talkative, shown.clone()) {
+            match Loaded::load(&rooms, capture.inbound.port, talkative, store.as_ref(), &shown) {
                 Err(Error::Load { program: "on_connect4", source }) if shown.subflows == Subflows::Told => {
                     shown.subflows = Subflows::TakenForTcp { reason: refusal(&source) };
                 }
@@ -91,63 +130,96 @@ impl Programs {
                 loaded => break loaded,
             }
         };
-        match &loaded {
-            Ok(Self { subflows: Subflows::TakenForTcp { reason }, .. }) => {
+        match (&loaded, &shown.subflows) {
+            (Ok(_), Subflows::TakenForTcp { reason }) => {
                 tracing::warn!(%reason, "this kernel does not tell MPTCP sockets from TCP ones: they are captured as well");
             }
-            Err(Error::Load { program, source }) => {
+            (Err(Error::Load { program, source }), _) => {
                 tracing::error!(program, verifier = verifier_words(source), "the kernel refuses a program");
             }
             _ => {}
         }
-        loaded
+        let Loaded { mut ebpf, discovery, log } = loaded?;
+        let marker = Marker::new(object(talkative), capture.inbound.port, &shown.subflows, by_init);
+        let code = code(&ebpf, discovery.is_ok())?;
+        if let Some(store) = &store {
+            pin_own(store, &code)?;
+        }
+        Ok(Self {
+            maps: Maps::of(&mut ebpf),
+            ebpf: Some(ebpf),
+            code,
+            store,
+            marker,
+            log,
+            discovery,
+            mesh_link: None,
+            cpus: rooms.cpus,
+            subflows: shown.subflows,
+        })
     }
 
     /// What becomes of the connect of an MPTCP socket.
     pub fn subflows(&self) -> &Subflows {
         &self.subflows
     }
+}
 
-    fn load_for(capture: &config::Capture, connections: usize, talkative: bool, shown: Shown) -> Result<Self, Error> {
-        let (outbound, inbound) = (&capture.outbound, &capture.inbound);
-        let accelerated = capture.accelerated();
-        let cpus = possible_cpus().map_err(Error::Cpus)?;
-        let mut ebpf = EbpfLoader::new()
+/// The object in the kernel.
+struct Loaded {
+    ebpf: Ebpf,
+    discovery: Result<(), String>,
+    log: Option<BpfLog>,
+}
+
+impl Loaded {
+    fn load(
+        rooms: &Rooms,
+        inbound_port: u16,
+        talkative: bool,
+        store: Option<&Store>,
+        shown: &Shown,
+    ) -> Result<Self, Error> {
+        let subflows = u8::from(shown.subflows == Subflows::Told);
+        let v6_only = u8::from(shown.v6_only);
+        let mut loader = EbpfLoader::new();
+        loader
             .btf(None)
-            .override_global("TELLS_SUBFLOWS", &u8::from(shown.subflows == Subflows::Told), true)
-            .override_global("TELLS_V6_ONLY", &u8::from(shown.v6_only), true)
-            .override_global("INBOUND_PORT", &inbound.port, true)
-            .map_max_entries("COUNTERS", cpus * PER_CPU)
-            .map_max_entries("FLOWS", capture.maps.flows)
-            .map_max_entries("PRESENTED_FLOWS", entries(connections))
-            .map_max_entries("APP_LISTENERS", capture.maps.listeners)
-            .map_max_entries("SEEDED_LISTENERS", capture.maps.listeners)
-            .map_max_entries("SENDERS", accelerated)
-            .map_max_entries("RECEIVERS", accelerated)
-            .map_max_entries("CANDIDATES", accelerated)
-            .map_max_entries("PORTS", entries(OWN_PORTS + outbound.exclude_ports.len() + inbound.exclude_ports.len()))
-            .map_max_entries("EXCLUDED_CIDRS", entries(outbound.exclude_cidrs.len()))
-            .load(if talkative { TALKATIVE_OBJECT } else { OBJECT })
-            .map_err(|error| Error::Object(Box::new(error)))?;
+            .override_global("TELLS_SUBFLOWS", &subflows, true)
+            .override_global("TELLS_V6_ONLY", &v6_only, true)
+            .override_global("INBOUND_PORT", &inbound_port, true);
+        for (map, entries) in rooms.of_maps {
+            loader.map_max_entries(map, entries);
+        }
+        if let Some(store) = store {
+            for map in KEPT {
+                loader.map_pin_path(map, store.map(map));
+            }
+        }
+        let mut ebpf = loader.load(object(talkative)).map_err(|error| Error::Object(Box::new(error)))?;
         for (name, _) in POD_PROGRAMS.into_iter().chain(PROXY_PROGRAMS).chain([LOOKUP_PROGRAM]) {
             load_one(&mut ebpf, name).map_err(|source| Error::Load { program: name, source: Box::new(source) })?;
         }
         let discovery = discovery::load(&mut ebpf);
         let log = talkative.then(|| BpfLog::open(&mut ebpf)).transpose()?;
-        Ok(Self { ebpf, log, discovery, discovery_link: None, cpus, subflows: shown.subflows })
+        Ok(Self { ebpf, discovery, log })
     }
 }
 
-/// Outbound, inbound, admin, metrics, health, tunnels.
-const OWN_PORTS: usize = 6;
+/// What the programs are loaded from.
+pub(super) fn object(talkative: bool) -> &'static [u8] {
+    if talkative { TALKATIVE_OBJECT } else { OBJECT }
+}
 
-/// A map for so many entries; the kernel refuses empty ones.
-fn entries(count: usize) -> u32 {
-    u32::try_from(count.max(1)).unwrap_or(u32::MAX)
+/// The programs of the sidecar's own sockets: a successor in another cgroup attaches them there.
+fn pin_own(store: &Store, code: &Code) -> Result<(), Error> {
+    let own = PROXY_PROGRAMS.into_iter().chain([MESH_PROGRAM]);
+    own.filter_map(|(name, _)| Some((name, code.get(name)?)))
+        .try_for_each(|(name, code)| store.pin_program(name, code.as_fd()))
 }
 
 pub(super) fn load_one(ebpf: &mut Ebpf, name: &str) -> Result<(), ProgramError> {
-    match program(ebpf, name) {
+    match ebpf.program_mut(name).expect("build.rs builds the object from the same tree") {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSockopt(program) => program.load(),
         Program::SockOps(program) => program.load(),
@@ -156,33 +228,17 @@ pub(super) fn load_one(ebpf: &mut Ebpf, name: &str) -> Result<(), ProgramError> 
     }
 }
 
-/// A program of the object by name.
-fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut Program {
-    ebpf.program_mut(name).expect("build.rs builds the object from the same tree")
-}
-
-/// Typed access for attaching.
-pub(super) fn sock_addr<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockAddr, ProgramError> {
-    program(ebpf, name).try_into()
-}
-
-pub(super) fn sock_ops<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SockOps, ProgramError> {
-    program(ebpf, name).try_into()
-}
-
-pub(super) fn sockopt<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSockopt, ProgramError> {
-    program(ebpf, name).try_into()
-}
-
-pub(super) fn sk_lookup<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SkLookup, ProgramError> {
-    program(ebpf, name).try_into()
-}
-
-/// The kernel's id of a loaded program.
-pub(super) fn id(ebpf: &Ebpf, name: &'static str) -> Result<u32, Error> {
-    let program = ebpf.program(name).expect("build.rs builds the object from the same tree");
-    let info = program.info().map_err(|source| Error::Load { program: name, source: Box::new(source) })?;
-    Ok(info.id())
+/// Descriptors of all loaded programs: they live on when the object is dropped.
+fn code(ebpf: &Ebpf, discovers: bool) -> Result<Code, Error> {
+    let discovery = discovers.then_some(MESH_PROGRAM);
+    let all = POD_PROGRAMS.into_iter().chain(PROXY_PROGRAMS).chain([LOOKUP_PROGRAM]).chain(discovery);
+    all.map(|(name, _)| {
+        let failed = |source| Error::Load { program: name, source: Box::new(source) };
+        let program = ebpf.program(name).expect("build.rs builds the object from the same tree");
+        let descriptor: io::Result<OwnedFd> = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+        Ok((name, descriptor.map_err(|source| failed(ProgramError::IOError(source)))?))
+    })
+    .collect()
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     let pod = Pod::enter(&config.pod)?;
     let mut worker = Worker::spawn()?;
     let board = Arc::new(Board::new().map_err(Error::runtime("make memory for figures"))?);
-    let mut programs = Programs::load(&config.capture, config.proxy.max_connections, config.telemetry.bpf_log)?;
+    let mut programs = Programs::for_run(&pod, config)?;
     let told = *programs.subflows() == Subflows::Told;
     board.set(Figure::MptcpAsTcp, u64::from(!told));
     board.set(Figure::NoDiscovery, u64::from(programs.discovers().is_err()));

@@ -16,6 +16,7 @@ use super::kernel_types::{self, KernelTypes};
 use crate::redirect::{
     capture::map_error,
     error::{Error as RedirectError, refusal},
+    maps::Maps as AllMaps,
 };
 
 /// The program that judges messages.
@@ -37,6 +38,9 @@ pub enum Error {
         /// The verifier's words.
         words: String,
     },
+    /// The object is not there.
+    #[error("its programs were not loaded")]
+    Programs,
     /// A map cannot be used.
     #[error(transparent)]
     Map(#[from] RedirectError),
@@ -63,18 +67,17 @@ pub(in crate::redirect) struct Maps {
 }
 
 impl Maps {
-    /// Takes them out of the object.
-    pub(in crate::redirect) fn take(ebpf: &mut Ebpf) -> Result<Self, RedirectError> {
-        fn open<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, RedirectError> {
-            let map = ebpf.take_map(name).expect("build.rs builds the object from the same tree");
-            map.try_into().map_err(map_error(name, "opened"))
+    /// Takes them from among all maps.
+    pub(in crate::redirect) fn take(all: &mut AllMaps) -> Result<Self, RedirectError> {
+        fn open<T: TryFrom<Map, Error = MapError>>(all: &mut AllMaps, name: &'static str) -> Result<T, RedirectError> {
+            all.take(name).try_into().map_err(map_error(name, "opened"))
         }
         Ok(Self {
-            switch: open(ebpf, "FAST_PATH")?,
-            fields: open(ebpf, "KERNEL_FIELDS")?,
-            candidates: open(ebpf, "CANDIDATES")?,
-            senders: open(ebpf, "SENDERS")?,
-            receivers: open(ebpf, "RECEIVERS")?,
+            switch: open(all, "FAST_PATH")?,
+            fields: open(all, "KERNEL_FIELDS")?,
+            candidates: open(all, "CANDIDATES")?,
+            senders: open(all, "SENDERS")?,
+            receivers: open(all, "RECEIVERS")?,
         })
     }
 }

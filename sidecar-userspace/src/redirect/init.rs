@@ -1,0 +1,91 @@
+//! `sidecar init`: everything is loaded, attached and pinned for the sidecars that come, and the process ends.
+
+use std::path::PathBuf;
+
+use super::{
+    addresses::AddressWatch,
+    attach::{Attaching, refuse_second_sidecar},
+    capabilities::missing_capabilities,
+    error::Error,
+    listeners::{ListenerMaps, ListenerWatch},
+    pins::Pins,
+    programs::{LOOKUP_PROGRAM, POD_PROGRAMS, Programs},
+    rules,
+};
+use crate::{config::Config, pod::Pod};
+
+/// No task is in it: there is no proxy yet.
+const NO_CGROUP: u64 = 0;
+
+/// What has been done. A process that dies after one of these leaves what the next one repairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Step {
+    /// Maps and programs are there.
+    Load,
+    /// The rules are written.
+    Rules,
+    /// The programs of the pod's cgroup are attached, that of its network namespace is not.
+    Half,
+    /// Everything is attached and pinned.
+    Attach,
+    /// The store says that it is complete.
+    Mark,
+    /// What was there before is gone, and the new store not yet in its place.
+    Clear,
+}
+
+/// What `sidecar init` has made.
+#[derive(Debug)]
+pub struct Pinned {
+    /// Where.
+    pub directory: PathBuf,
+    /// The programs were there already, and have got the rules of this configuration.
+    pub kept: bool,
+}
+
+/// Loads, attaches and pins, or brings up to date what is there and fits. From then on connections follow `on_failure`, until a
+/// sidecar serves.
+///
+/// # Errors
+/// Capabilities or bpffs are missing, a sidecar runs already, the kernel refuses; after a `stop_after`, that it stopped.
+pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinned, Error> {
+    let missing = missing_capabilities();
+    if !missing.is_empty() {
+        return Err(Error::Capabilities(missing));
+    }
+    let done = |step| if stop_after == Some(step) { Err(Error::Stopped { step }) } else { Ok(()) };
+    Pins::require_bpffs()?;
+    let pins = Pins::of(pod);
+    // Held to the end: nobody else may work at it.
+    let (mut programs, _before) = match pins.found()? {
+        Some(store) => Programs::again(store, pod, config)?,
+        None => (Programs::load_all(config, Some(pins.fresh()?))?, None),
+    };
+    let kept = programs.ebpf.is_none();
+    programs.marker.by_init = true;
+    let Some(store) = programs.store.take() else { return Err(Error::NoBpffs) };
+    done(Step::Load)?;
+
+    Pins::sweep();
+    refuse_second_sidecar(pod, Some(&store))?;
+    AddressWatch::start(programs.maps.take("OWN_ADDRESSES"), programs.maps.take("SOURCES"))?;
+    rules::write(&mut programs.maps, pod.netns_cookie(), NO_CGROUP, config)?;
+    done(Step::Rules)?;
+
+    let attaching = Attaching { code: &programs.code, store: Some(&store), pod };
+    attaching.to_pod_cgroup(&POD_PROGRAMS)?;
+    done(Step::Half)?;
+    let (listeners, room) = (ListenerMaps::take(&mut programs.maps), config.capture.maps.listeners as usize);
+    ListenerWatch::new(listeners, room, pod.cgroup_path(), pod.own_cgroup_id())?.compare()?;
+    attaching.to_netns(&[LOOKUP_PROGRAM])?;
+    done(Step::Attach)?;
+
+    store.complete(&programs.marker)?;
+    done(Step::Mark)?;
+    if !kept {
+        pins.clear_place()?;
+        done(Step::Clear)?;
+    }
+    pins.settle(&store)?;
+    Ok(Pinned { directory: store.shown(), kept })
+}
