@@ -47,10 +47,7 @@ impl Fault {
         let pod = rig.sides[at].pod.name.clone();
         match self {
             Self::WorkerKilled => signal(&[rig.sides[at].worker()?], Signal::SIGKILL)?,
-            Self::SidecarKilled => {
-                rig.sides[at].sidecar.signal(Signal::SIGKILL)?;
-                rig.start_again(at)?;
-            }
+            Self::SidecarKilled => rig.replace(at)?,
             Self::WorkerStopped => return stop(&rig.sides[at], &[rig.sides[at].worker()?], random),
             Self::SidecarStopped => return stop(&rig.sides[at], &rig.sides[at].sidecar.pids(), random),
             Self::Reload => {

@@ -4,7 +4,7 @@ use crate::{
     load::{READY, serve},
     process,
     world::{
-        SERVER, World, http,
+        SERVER, World, cgroup, http,
         pod::{Place, Pod},
         process::Process,
         sidecar::{self, Plan},
@@ -85,13 +85,16 @@ impl<'a> Rig<'a> {
         Ok(process::output(&mut command)?.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
-    /// Starts the sidecar of a side again, as an orchestrator does with one that has died.
-    pub(super) fn start_again(&mut self, side: usize) -> Result<()> {
+    /// Kills the sidecar of a side, and starts it again at once, as an orchestrator does when no process of a container is left.
+    pub(super) fn replace(&mut self, side: usize) -> Result<()> {
         let Side { pod, plan, sidecar, runs } = &mut self.sides[side];
+        sidecar.end(Signal::SIGKILL, START_LIMIT)?;
+        let place = pod.container(Place::Sidecar).path();
+        wait::until(START_LIMIT, "the end of the sidecar's processes", || {
+            Ok(cgroup::members(place)?.is_empty().then_some(()))
+        })?;
         *runs += 1;
-        let next = plan.start(pod, &self.world.folder, &format!("run-{runs}"))?;
-        // Waits for the one before, which is dead.
-        *sidecar = next;
+        *sidecar = plan.start(pod, &self.world.folder, &format!("run-{runs}"))?;
         Ok(())
     }
 
