@@ -93,16 +93,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // So many may be under way at once, and a few are late.
     let clients = args.rate * (LIMIT.as_secs() + 1) + 16;
     thread::scope(|scope| {
-        let start = |work: Box<dyn FnOnce() -> Result<()> + Send + '_>| {
-            // A thousand of them must not need memory of which the pods' sidecars are short then.
-            thread::Builder::new().stack_size(128 * 1024).spawn_scoped(scope, work).context("start a client")
-        };
+        // A thousand of them must not take the memory of which the sidecars are short then.
+        let small = || thread::Builder::new().stack_size(128 * 1024);
         let mut all = Vec::new();
         for _ in 0..clients {
-            all.push(start(Box::new(|| requests(args, begin, &next)))?);
+            all.push(small().spawn_scoped(scope, || requests(args, begin, &next)).context("start a client")?);
         }
         for number in 0..args.streams {
-            all.push(start(Box::new(move || streams(args.to, number)))?);
+            all.push(small().spawn_scoped(scope, move || streams(args.to, number)).context("start a stream")?);
         }
         all.into_iter().try_for_each(|client| client.join().unwrap_or_else(|_| bail!("a client panicked")))
     })

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Until a pod has asked everything.
 const ASK_LIMIT: Duration = Duration::from_secs(240);
-/// Spare connections of the traffic before are made, and buffers given back.
-const SETTLE: Duration = Duration::from_secs(12);
+/// Spare connections of the traffic before have been made, and ended unused (`mtls.spare.idle`: 30 s); buffers given back.
+const SETTLE: Duration = Duration::from_secs(50);
 /// Questions of each pod, each on a connection of its own.
 const QUESTIONS: u32 = 10;
 /// Of every so many pods one is killed, or upgraded.

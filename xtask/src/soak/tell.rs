@@ -73,9 +73,8 @@ impl Summary {
         ends.sort_unstable();
         for pair in ends.windows(2) {
             let gap = pair[1] - pair[0];
-            for row in [self.row(&soak.made, pair[0] + gap / 2)] {
-                row.gap = row.gap.max(gap);
-            }
+            let row = self.row(&soak.made, pair[0] + gap / 2);
+            row.gap = row.gap.max(gap);
             self.all.gap = self.all.gap.max(gap);
         }
     }
