@@ -33,12 +33,13 @@ pub(super) struct Summary {
     by_fault: BTreeMap<Fault, Row>,
     between: Row,
     all: Row,
+    rate: u64,
 }
 
 impl Summary {
     /// Of everything that was due until `end`.
     pub(super) fn of(soak: &Soak, rate: u64, end: u64) -> Self {
-        let mut summary = Self { by_fault: BTreeMap::new(), between: Row::default(), all: Row::default() };
+        let mut summary = Self { by_fault: BTreeMap::new(), between: Row::default(), all: Row::default(), rate };
         for made in &soak.made {
             for row in [summary.by_fault.entry(made.fault).or_default(), &mut summary.all] {
                 row.times += 1;
@@ -97,6 +98,14 @@ impl Summary {
         self.all.wrong
     }
 
+    /// The share served of an hour in which each kind happens once, in per cent. The link is left out: without a network nobody
+    /// is served, with a sidecar or without.
+    fn hour(&self) -> f64 {
+        let lost = |row: &Row| if row.times == 0 { 0.0 } else { (row.requests - row.served) as f64 / row.times as f64 };
+        let kinds = self.by_fault.iter().filter(|(fault, _)| **fault != Fault::Link);
+        100.0 - kinds.map(|(_, row)| lost(row)).sum::<f64>() * 100.0 / (self.rate * 3600) as f64
+    }
+
     pub(super) fn print(&self) {
         println!(
             "{:16} {:>5} {:>8} {:>9} {:>10} {:>11} {:>13} {:>9} {:>7} {:>14}",
@@ -117,6 +126,7 @@ impl Summary {
             self.all.broken,
             self.all.wrong
         );
+        println!("of an hour in which each of these but the link's happens once: {:.4} %", self.hour());
     }
 
     /// The same, and each fault that was made.
@@ -130,7 +140,7 @@ impl Summary {
         let rows: BTreeMap<_, _> = self.by_fault.iter().map(|(fault, row)| (fault.to_string(), row.to_json())).collect();
         json!({
             "seed": seed, "minutes": args.minutes, "requests_per_second": args.rate, "streams": args.streams,
-            "ended_early": soak.lost, "all": self.all.to_json(), "between_faults": self.between.to_json(),
+            "served_percent_of_an_hour_with_each_once": self.hour(), "ended_early": soak.lost, "all": self.all.to_json(), "between_faults": self.between.to_json(),
             "by_fault": rows, "faults": made.collect::<Vec<_>>(),
         })
     }
@@ -216,6 +226,7 @@ mod tests {
         assert_eq!((link.times, link.requests, link.served), (1, 1, 0));
         assert_eq!((summary.between.requests, summary.between.served), (2, 2));
         assert_eq!((summary.all.requests, summary.all.served, summary.wrong()), (5, 2, 0));
+        assert!((summary.hour() - 100.0).abs() < 1e-9, "the link does not count");
         assert_eq!(link.gap, 2 * second + 10);
         assert_eq!(summary.all.gap, 3 * second - 20, "nothing was answered after the second 2");
     }
