@@ -76,7 +76,8 @@ impl std::str::FromStr for Only {
         let mode = Mode::ALL.into_iter().find(|mode| mode.name() == name).map(|mode| Self::Modes(vec![mode]));
         let group = || Group::ALL.into_iter().find(|group| group.name() == name).map(Self::Group);
         mode.or_else(group).ok_or_else(|| {
-            let names = Mode::ALL.map(Mode::name).into_iter().chain(["mtls", "start"]).chain(Group::ALL.map(Group::name));
+            let names =
+                Mode::ALL.map(Mode::name).into_iter().chain(["mtls", "start"]).chain(Group::ALL.map(Group::name));
             format!("one of {}", names.collect::<Vec<_>>().join(", "))
         })
     }

@@ -55,7 +55,7 @@ fn connections_above_the_bound_that_the_memory_is_for_wait_and_nothing_is_killed
     }
     ensure!(sidecar.live()? == BLOCKED, "{} are carried", sidecar.live()?);
     let queued = world.client.waiting_at(15001)?;
-    ensure!(queued == BLOCKED, "{queued} of {BLOCKED} wait");
+    ensure!(queued == BLOCKED as u64, "{queued} of {BLOCKED} wait");
     let counted = sidecar.metrics()?.sum("sidecar_connection_limit_waits_total", &[("direction", "outbound")]);
     ensure!(counted >= 1.0, "that they wait is not counted");
     ensure!(limit.kills()? == 0 && sidecar.process.is_running(), "killed for want of memory{}", limit.usage());

@@ -159,7 +159,9 @@ fn order() -> impl Iterator<Item = &'static str> {
 }
 
 fn print(all: &[(Cache, Rows); 2], starts: usize) {
-    println!("\nStart of the sidecar with an identity, permissive, ms of {starts} starts each. cold: its file is not in the page");
+    println!(
+        "\nStart of the sidecar with an identity, permissive, ms of {starts} starts each. cold: its file is not in the page"
+    );
     println!("cache (POSIX_FADV_DONTNEED); shared libraries, certificates and the kernel's own memory are.\n");
     println!("{:58} {:>10} {:>8} {:>12} {:>8}", "", "warm, p50", "p99", "cold, p50", "p99");
     for row in order() {

@@ -205,7 +205,11 @@ mod tests {
     #[test]
     fn an_outcome_is_read_as_it_was_written_and_half_a_line_is_none() {
         let fault = |text: &str| Some(text.to_owned());
-        for (kind, fault) in [(Kind::Request, None), (Kind::Stream, fault("broken: receive: it ended")), (Kind::Request, fault("wrong: x"))] {
+        for (kind, fault) in [
+            (Kind::Request, None),
+            (Kind::Stream, fault("broken: receive: it ended")),
+            (Kind::Request, fault("wrong: x")),
+        ] {
             let outcome = Outcome { kind, due: 17, end: 18, fault };
             assert_eq!(Outcome::parse(&outcome.line()), Some(outcome.clone()));
             assert_eq!(Outcome::parse(outcome.line().trim_end()), None);

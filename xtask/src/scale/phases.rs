@@ -166,7 +166,8 @@ fn disturb(fleet: &mut Fleet, at_once: usize, blow: Blow) -> Result<bool> {
     println!("{} sidecars {done}, ms: {}", victims.len(), tell::spread(&mut took));
     let asked = running.into_iter().map(collect).collect::<Result<Vec<_>>>()?;
     let (hit, spared): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(number, _)| victims.contains(&(number ^ 1)));
-    let undisturbed = tell::asked(&format!("meanwhile, pods whose neighbour's sidecar was {done}"), &hit, begin.elapsed());
+    let undisturbed =
+        tell::asked(&format!("meanwhile, pods whose neighbour's sidecar was {done}"), &hit, begin.elapsed());
     let others = tell::asked("meanwhile, all other pods that asked", &spared, begin.elapsed());
     tell::disturbed(&hit, &spared);
     Ok(traffic(fleet, at_once)? && others && (undisturbed || blow == Blow::Kill))

@@ -136,7 +136,11 @@ impl<'a> Rig<'a> {
 impl Side<'_> {
     /// The newest worker.
     pub(super) fn worker(&self) -> Result<u32> {
-        self.sidecar.pids()[1..].iter().max().copied().with_context(|| format!("no worker in the {} pod", self.pod.name))
+        self.sidecar.pids()[1..]
+            .iter()
+            .max()
+            .copied()
+            .with_context(|| format!("no worker in the {} pod", self.pod.name))
     }
 }
 

@@ -109,7 +109,16 @@ impl Summary {
     pub(super) fn print(&self) {
         println!(
             "{:16} {:>5} {:>8} {:>9} {:>10} {:>11} {:>13} {:>9} {:>7} {:>14}",
-            "", "times", "requests", "served, %", "worst gap", "slowest, ms", "exchanges", "served, %", "broken", "back after, ms"
+            "",
+            "times",
+            "requests",
+            "served, %",
+            "worst gap",
+            "slowest, ms",
+            "exchanges",
+            "served, %",
+            "broken",
+            "back after, ms"
         );
         let rows = self.by_fault.iter().map(|(fault, row)| (fault.to_string(), row));
         for (name, row) in rows.chain([("between faults".to_owned(), &self.between), ("all".to_owned(), &self.all)]) {
@@ -137,7 +146,8 @@ impl Summary {
                 "at_s": seconds(made.begin - soak.begin), "back_ms": millis(made.back - made.begin),
             })
         });
-        let rows: BTreeMap<_, _> = self.by_fault.iter().map(|(fault, row)| (fault.to_string(), row.to_json())).collect();
+        let rows: BTreeMap<_, _> =
+            self.by_fault.iter().map(|(fault, row)| (fault.to_string(), row.to_json())).collect();
         json!({
             "seed": seed, "minutes": args.minutes, "requests_per_second": args.rate, "streams": args.streams,
             "served_percent_of_an_hour_with_each_once": self.hour(), "ended_early": soak.lost, "all": self.all.to_json(), "between_faults": self.between.to_json(),
