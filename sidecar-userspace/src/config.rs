@@ -175,7 +175,7 @@ pub struct Proxy {
     /// Outbound connections that are being dialled at once; above it further dials wait. Default 4096.
     pub max_connecting: usize,
     /// Upper bound for the bytes kept per connection and direction when the receiver is slow: with
-    /// `max_connections` it bounds the memory of all. Default 64 KiB.
+    /// `max_connections` it bounds the memory of all. So many are received at once, too. Default 128 KiB.
     pub max_buffer: usize,
     /// Bytes of the kernel's memory for what waits in each direction of each of a connection's two sockets. `None`: the
     /// kernel's own tuning, up to `net.ipv4.tcp_rmem` and `tcp_wmem`. Default `None`.

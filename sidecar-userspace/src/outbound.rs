@@ -14,7 +14,7 @@ use crate::{
     mtls::{self, Outward, Way},
     native::{ClientEnd, Handshakes, Secured, TlsStream, spare},
     net::{self, Stream, Transports},
-    serve::{Accepted, Shared, Upstream, why_not_connected},
+    serve::{Accepted, Connected, Shared, Upstream, why_not_connected},
     telemetry::{CloseReason, NotEncrypted, Security},
     tls::{Contexts, Failure},
 };
@@ -32,9 +32,28 @@ pub async fn carry(accepted: Accepted) {
     let (downstream, upstream, connection) = connected.split();
     match upstream {
         Outbound::Plaintext(upstream) => connection.with(downstream, upstream).relay().await,
-        Outbound::Native(upstream) => connection.with(downstream, upstream).relay().await,
+        Outbound::Native(upstream) => match introduced(&connection, &downstream, &upstream).await {
+            Ok(()) => connection.with(downstream, upstream).relay().await,
+            Err(reason) => connection.finish(reason),
+        },
         // On the heap, so that others do not carry its room for life.
         Outbound::Tunnel(upstream) => Box::pin(connection.with(downstream, *upstream).relay()).await,
+    }
+}
+
+/// Has the header leave, and a handshake's last flight: with what the application has said already, if it has, in one
+/// segment, which wakes the other end once.
+async fn introduced(
+    connection: &Connected<(), ()>,
+    downstream: &Stream,
+    upstream: &TlsStream<ClientEnd>,
+) -> Result<(), CloseReason> {
+    if downstream.has_arrived() {
+        return Ok(());
+    }
+    tokio::select! {
+        flushed = upstream.flush_all() => flushed.map_err(|_| CloseReason::UpstreamReset),
+        reason = connection.told_to_close() => Err(reason),
     }
 }
 
@@ -123,7 +142,7 @@ impl Dial<'_> {
             tracing::warn!(to = %self.to, %peer, "the destination is another workload than mtls.workloads says");
             return Err(CloseReason::WrongPeer);
         }
-        stream.open(self.client, self.to.0).await.map_err(|_| CloseReason::UpstreamReset)?;
+        stream.open(self.client, self.to.0).map_err(|_| CloseReason::UpstreamReset)?;
         Ok((Outbound::Native(stream), Some(Security::MutualTls { peer, transport: Transport::Native })))
     }
 

@@ -45,7 +45,10 @@ fn gigabyte(path: &Path, encrypted: bool) -> Result<()> {
 
 fn web(pod: &Pod) -> Result<Process> {
     let root = text(pod.directory());
-    let server = format!("listen 80; listen [::]:80; root {root}; location = /hello {{ return 200 hello; }}");
+    let server = format!(
+        "listen 80; listen [::]:80; root {root}; location = /hello {{ return 200 hello; }} \
+         location = /copied {{ sendfile off; alias {root}/body; }}"
+    );
     nginx(pod, 80, "$remote_addr $server_addr:$server_port $request_uri $status", &server)
 }
 
@@ -77,8 +80,17 @@ fn a_gigabyte_from_nginx_arrives_intact() -> Result<()> {
         gigabyte(&body, mesh.strict)?;
         let _nginx = web(server)?;
         // Byte by byte against the original: stricter than a hash, and quicker.
-        let compare = format!("set -o pipefail; curl -sS --max-time 100 http://10.77.0.2/body | cmp - {}", text(&body));
-        client.run("bash", ["-c", &compare])?;
+        let compare = |page| {
+            let url = format!("http://10.77.0.2/{page}");
+            let script = format!("set -o pipefail; curl -sS --max-time 100 {url} | cmp - {}", text(&body));
+            client.run("bash", ["-c", &script])
+        };
+        compare("body")?;
+        if mesh.accelerated {
+            // What sendfile(2) sends stays with TCP.
+            compare("copied")?;
+            mesh.ensure_accelerated()?;
+        }
         mesh.ensure_carried(1)
     })
 }

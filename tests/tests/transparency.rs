@@ -19,13 +19,14 @@ use sidecar_tests::{
 };
 
 /// Where the sidecars are; the first is what the others are compared with.
-const LAYOUTS: [(&str, Layout); 6] = [
+const LAYOUTS: [(&str, Layout); 7] = [
     ("direct", Layout::DIRECT),
-    ("client_sidecar", Layout { client: true, server: false, strict: false, tunnels: false }),
-    ("server_sidecar", Layout { client: false, server: true, strict: false, tunnels: false }),
+    ("client_sidecar", Layout { server: false, ..Layout::BOTH }),
+    ("server_sidecar", Layout { client: false, ..Layout::BOTH }),
     ("both_sidecars", Layout::BOTH),
     ("strict", Layout::STRICT),
     ("tunnels", Layout::TUNNELS),
+    ("accelerated", Layout::ACCELERATED),
 ];
 
 fn main() -> ExitCode {

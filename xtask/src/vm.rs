@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1800)]
     time_limit: u64,
     /// Seconds a kernel may be silent
-    #[arg(long, default_value_t = 180)]
+    #[arg(long, default_value_t = 300)]
     silence_limit: u64,
 }
 

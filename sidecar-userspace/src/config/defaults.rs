@@ -63,7 +63,7 @@ impl Default for Proxy {
             idle_timeout: Some(Duration::from_secs(3600)),
             max_connections: 65536,
             max_connecting: 4096,
-            max_buffer: 64 * 1024,
+            max_buffer: 128 * 1024,
             socket_buffer: None,
             keepalive: Duration::from_secs(180),
             drain_deadline: Duration::from_secs(5),

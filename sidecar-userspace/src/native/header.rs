@@ -12,16 +12,13 @@ use crate::{
 
 impl<R: Role> TlsStream<R> {
     /// Says whose connection this is from now on: the application's at `source`, which meant to reach `destination`. The
-    /// peer knows from our certificate who we are.
+    /// peer knows from our certificate who we are. It leaves with the first data, or by [`Side::flush`](crate::net::Side).
     ///
     /// # Errors
     /// The connection is gone.
-    pub async fn open(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<()> {
+    pub fn open(&self, source: SocketAddr, destination: SocketAddr) -> io::Result<()> {
         let header = Header { source, destination, values: Vec::new() }.encode();
-        while self.send(&header)? == 0 {
-            self.sendable().await?;
-        }
-        self.flush_all().await
+        self.keep_encrypted(&header)
     }
 
     /// Waits for the header: as long as `idle` until it begins, and then `limit` for the rest.

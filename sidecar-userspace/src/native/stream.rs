@@ -24,9 +24,10 @@ use crate::{
     tls::{Alpn, Contexts, Failure},
 };
 
-/// Bytes encrypted by one call.
-const ENCRYPTED_AT_ONCE: usize = 64 * 1024;
-/// Bytes of TLS's own that may wait for data to leave with: a session ticket with a certificate, and more.
+/// Bytes encrypted by one call: all that a relay has received at once, unless it is configured to receive more. What is left
+/// over would have to be kept.
+const ENCRYPTED_AT_ONCE: usize = 256 * 1024;
+/// Bytes that may wait for data to leave with: the last flight with a certificate, a session ticket, the header.
 const WAITING_AT_MOST: usize = 4096;
 
 thread_local! {
@@ -204,6 +205,17 @@ impl<R: Role> TlsStream<R> {
         })
     }
 
+    /// Has `bytes` leave before whatever is sent next.
+    pub(super) fn keep_encrypted(&self, bytes: &[u8]) -> io::Result<()> {
+        self.send_encrypted(|_, _| Ok(0), |traffic, records| session::encrypt(traffic, bytes, records))
+    }
+
+    /// Whether more may be taken: what waits has left, or is so little that it leaves with what is taken.
+    fn has_room(&self) -> io::Result<bool> {
+        let outgoing = &mut self.session.borrow_mut().outgoing;
+        Ok(outgoing.bytes.len() <= WAITING_AT_MOST || outgoing.send_to(&self.socket)?)
+    }
+
     /// Sends with `send` what `encrypt` appends to the records that it is given; what the kernel does not take now is kept.
     fn send_encrypted(
         &self,
@@ -278,7 +290,7 @@ impl<R: Role> Side for TlsStream<R> {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        if !self.flush()? {
+        if !self.has_room()? {
             return Ok(0);
         }
         let taken = &bytes[..bytes.len().min(ENCRYPTED_AT_ONCE)];

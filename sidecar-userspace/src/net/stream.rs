@@ -106,6 +106,11 @@ impl Stream {
         }
     }
 
+    /// Whether bytes can be received now.
+    pub fn has_arrived(&self) -> bool {
+        matches!(self.socket.get_ref().peek(&mut [MaybeUninit::uninit()]), Ok(1))
+    }
+
     /// The same connection, as if the reactor had never been asked about it: it tells again of what is there already.
     ///
     /// # Errors

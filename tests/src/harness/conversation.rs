@@ -88,7 +88,7 @@ impl Conversation {
 /// Each end gives up by itself when nothing moves for 30 s, and says where it stood; so this waits longer than that, and as
 /// much longer as the machine is slow: some cases carry 128 MiB through two sidecars' TLS.
 pub fn converse(world: &World, case: &Case) -> Result<Conversation> {
-    let limit = patient(2 * PATIENCE);
+    let limit = PATIENCE + patient(PATIENCE);
     let server = Agent::start(&world.server, "server", case.name).context("server")?;
     if !server.wait_until_ready().context("server")? {
         return Ok(Conversation { client: Report::default(), server: server.finish(limit).context("server")? });

@@ -17,23 +17,27 @@ pub struct Layout {
     pub strict: bool,
     /// They know of each other that they speak HBONE.
     pub tunnels: bool,
+    /// The fast path is on in both, whatever the probe says.
+    pub accelerated: bool,
 }
 
 impl Layout {
     /// None.
-    pub const DIRECT: Self = Self { client: false, server: false, strict: false, tunnels: false };
+    pub const DIRECT: Self = Self { client: false, server: false, strict: false, tunnels: false, accelerated: false };
     /// Both.
-    pub const BOTH: Self = Self { client: true, server: true, strict: false, tunnels: false };
+    pub const BOTH: Self = Self { client: true, server: true, ..Self::DIRECT };
     /// Both, with mutual TLS.
-    pub const STRICT: Self = Self { client: true, server: true, strict: true, tunnels: false };
+    pub const STRICT: Self = Self { strict: true, ..Self::BOTH };
     /// Both, with mutual TLS through tunnels.
-    pub const TUNNELS: Self = Self { client: true, server: true, strict: true, tunnels: true };
+    pub const TUNNELS: Self = Self { tunnels: true, ..Self::STRICT };
+    /// Both, with the fast path.
+    pub const ACCELERATED: Self = Self { accelerated: true, ..Self::BOTH };
 
-    /// Both pods, without and with mutual TLS; none with `SIDECAR_TEST_DIRECT=1`, which tells a broken application from a
+    /// Both pods, without and with mutual TLS, and with the fast path; none with `SIDECAR_TEST_DIRECT=1`, which tells a broken application from a
     /// broken sidecar.
     pub fn for_applications() -> &'static [Self] {
         let direct = env::var_os("SIDECAR_TEST_DIRECT").is_some_and(|value| value == "1");
-        if direct { &[Self::DIRECT] } else { &[Self::BOTH, Self::STRICT] }
+        if direct { &[Self::DIRECT] } else { &[Self::BOTH, Self::STRICT, Self::ACCELERATED] }
     }
 }
 
@@ -53,6 +57,8 @@ pub struct Mesh {
     pub server: Option<Sidecar>,
     /// They speak mutual TLS and nothing else.
     pub strict: bool,
+    /// The fast path is on.
+    pub accelerated: bool,
     /// The pods.
     pub world: World,
 }
@@ -68,13 +74,24 @@ impl Mesh {
         let authority = layout.strict.then(|| Authority::new(&world)).transpose()?;
         let config = |pod: &Pod, account| match &authority {
             Some(authority) => Ok(authority.issue(pod, account)? + mtls(layout)),
+            None if layout.accelerated => Ok("acceleration: force\n".to_owned()),
             None => anyhow::Ok("{}".to_owned()),
         };
         let start =
             |pod, wanted: bool, account| wanted.then(|| Sidecar::start(pod, &config(pod, account)?)).transpose();
         let client = start(&world.client, layout.client, "client")?;
         let server = start(&world.server, layout.server, "server")?;
-        Ok(Self { client, server, strict: layout.strict, world })
+        let mesh = Self { client, server, strict: layout.strict, accelerated: layout.accelerated, world };
+        mesh.sidecars().filter(|_| layout.accelerated).try_for_each(|sidecar| {
+            let status = sidecar.fast_path_probed()?;
+            ensure!(status["on"] == true, "no fast path: {status}");
+            Ok(())
+        })?;
+        Ok(mesh)
+    }
+
+    fn sidecars(&self) -> impl Iterator<Item = &Sidecar> {
+        [&self.client, &self.server].into_iter().flatten()
     }
 
     /// An error unless both sidecars, where there are any, have carried at least `count` connections so far.
@@ -95,7 +112,7 @@ impl Mesh {
 
     /// An error unless the sidecars have carried something so far and nothing in plaintext, where they are strict.
     pub fn ensure_encrypted(&self) -> Result<()> {
-        for sidecar in [&self.client, &self.server].into_iter().flatten().filter(|_| self.strict) {
+        for sidecar in self.sidecars().filter(|_| self.strict) {
             let metrics = sidecar.metrics()?;
             let count = |security| metrics.sum("sidecar_connections_security_total", &[("security", security)]);
             let (plaintext, encrypted) = (count("plaintext"), count("mutual_tls"));
@@ -104,10 +121,17 @@ impl Mesh {
         Ok(())
     }
 
+    /// An error unless messages of the applications went past TCP: more than those of the probe.
+    pub fn ensure_accelerated(&self) -> Result<()> {
+        let redirected = |sidecar: &Sidecar| sidecar.verdict("sk_msg", "redirect", "fast");
+        let most = self.sidecars().map(redirected).try_fold(0, |most, count| anyhow::Ok(most.max(count?)))?;
+        ensure!(most > 200, "{most} messages went past TCP{}", self.logs());
+        Ok(())
+    }
+
     /// What the sidecars have written so far, for a failure message.
     pub fn logs(&self) -> String {
-        let sidecars = [&self.client, &self.server].into_iter().flatten();
-        sidecars.map(|sidecar| format!("\n{}{}", sidecar.verdicts(), sidecar.process.output())).collect()
+        self.sidecars().map(|sidecar| format!("\n{}{}", sidecar.verdicts(), sidecar.process.output())).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -163,6 +163,13 @@ impl Sidecar {
     pub fn fast_path(&self) -> Result<serde_json::Value> {
         let answer = self.pod.get(15000, "/fastpath").with_context(|| self.process.output())?;
         serde_json::from_str(&answer.body).with_context(|| format!("not JSON: {}", answer.body))
+    }
+
+    /// The same once the probe is over.
+    pub fn fast_path_probed(&self) -> Result<serde_json::Value> {
+        let known = || self.fast_path().is_ok_and(|status| status["why"] != "the kernel is being probed");
+        ensure!(eventually(PATIENCE, known), "the probe goes on{}", self.process.output());
+        self.fast_path()
     }
 
     /// How many that are.

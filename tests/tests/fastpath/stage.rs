@@ -18,13 +18,6 @@ pub(crate) struct Stage {
     pub(crate) world: World,
 }
 
-/// What a sidecar says of its fast path once the probe is over.
-pub(crate) fn probed(sidecar: &Sidecar) -> Result<serde_json::Value> {
-    let known = || sidecar.fast_path().is_ok_and(|status| status["why"] != "the kernel is being probed");
-    ensure!(eventually(PATIENCE, known), "{}", sidecar.process.output());
-    sidecar.fast_path()
-}
-
 impl Stage {
     /// With `acceleration: force`; `None` on a kernel without a fast path, which is said.
     pub(crate) fn forced() -> Result<Option<Self>> {
@@ -34,7 +27,7 @@ impl Stage {
     /// With this configuration.
     pub(crate) fn with(config: &str) -> Result<Option<Self>> {
         let stage = Self::started(World::new()?, config)?;
-        let status = probed(&stage.sidecar)?;
+        let status = stage.sidecar.fast_path_probed()?;
         if status["redirects"] == false || status["redirects"].is_null() {
             harness::skip("fastpath", status["why"].as_str().unwrap_or("no reason"));
             return Ok(None);

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use sidecar_tests::{
     agent::puppet::{GREETING, Order},
@@ -186,5 +187,29 @@ fn the_application_sees_its_client_as_it_sees_itself_through_mutual_tls() -> Res
         let seen: Vec<_> = seen.iter().map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port())).collect();
         ensure!(seen == clients, "{seen:?}, not {clients:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn what_the_application_says_first_leaves_with_the_header_and_the_end_of_the_handshake() -> Result<()> {
+    let mut stage = Stage::new(End::Known(STRICT), End::Known(STRICT))?;
+    let mut wire = Wire::tap(stage.world.client.netns())?;
+    // While the server's sidecar stands still its kernel takes the connection, and the application says what it has to say.
+    let worker = stage.server()?.worker()?;
+    kill(worker, Signal::SIGSTOP)?;
+    let (socket, _) = stage.app.open(TO_V4)?;
+    stage.app.must(Order::Send(socket, 1000))?;
+    kill(worker, Signal::SIGCONT)?;
+    wire.wait_for("answer", |segment| {
+        segment.loopback && segment.from.port() == 15_001 && !segment.payload.is_empty()
+    })?;
+
+    let flights = |wire: &mut Wire, to_server: bool| -> Result<usize> {
+        let said = wire.segments()?.iter().filter(|segment| !segment.loopback && !segment.payload.is_empty());
+        Ok(said.filter(|segment| (segment.to == TO_V4) == to_server).count())
+    };
+    // Hellos; certificate, header and request. Hellos and certificate; session ticket and answer.
+    let seen = [flights(&mut wire, true)?, flights(&mut wire, false)?];
+    ensure!(seen == [2, 2], "{seen:?}: {:#?}", wire.segments()?);
     Ok(())
 }

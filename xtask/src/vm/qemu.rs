@@ -59,7 +59,7 @@ impl Accelerator {
     pub(super) fn slowness(self) -> u32 {
         match self {
             Self::Kvm => 1,
-            Self::Emulation => 4,
+            Self::Emulation => 8,
         }
     }
 

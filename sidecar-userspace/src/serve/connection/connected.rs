@@ -83,14 +83,16 @@ impl<D: Side + Proved, U: Side + Proved> Connected<D, U> {
             // In this order: not one byte of whom it is no longer allowed for.
             biased;
             () = revoked(&shared, &downstream, &upstream), if !(D::NOTHING && U::NOTHING) => CloseReason::Revoked,
-            reason = record.told_to_close() => reason,
+            reason = record.told_to_close() => {
+                if reason == CloseReason::Completed {
+                    // What was sent is not lost by a reset.
+                    downstream.end_cleanly();
+                    upstream.end_cleanly();
+                }
+                reason
+            }
             reason = relay(&downstream, &upstream, record.traffic(), shared.limits.max_buffer) => reason,
         };
-        if reason == CloseReason::Completed {
-            // Also where somebody else said so: what was sent is not lost by a reset.
-            downstream.end_cleanly();
-            upstream.end_cleanly();
-        }
         // The record tells of the end when the sockets are closed, so that who sees it sees them gone.
         drop((downstream, upstream, slot, permit));
         record.finish(reason);
