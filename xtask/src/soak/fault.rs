@@ -56,7 +56,13 @@ impl Fault {
             }
             Self::Certificate => rig.issue(at)?,
             Self::Root => return root(rig),
-            Self::Upgrade => return Ok(format!("{pod}: {}", rig.upgrade(at)?)),
+            // One that is refused leaves the sidecar as it was: that is told, and the soak goes on.
+            Self::Upgrade => {
+                return Ok(match rig.upgrade(at) {
+                    Ok(words) => format!("{pod}: {words}"),
+                    Err(error) => format!("{pod}: REFUSED: {error:#}"),
+                });
+            }
             Self::Link => return link(rig, random),
         }
         Ok(pod)
