@@ -13,6 +13,7 @@ mod ending;
 mod error;
 mod hearing;
 mod holders;
+mod itself;
 mod keeping;
 mod listening;
 mod pings;
