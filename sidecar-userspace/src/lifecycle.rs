@@ -5,4 +5,5 @@ pub mod board;
 pub mod counters;
 pub mod fast_path;
 pub mod readiness;
+pub mod startup;
 mod words;

@@ -3,8 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use sidecar::cli::{self, Arguments};
+use sidecar::{
+    cli::{self, Arguments},
+    lifecycle::startup,
+};
 
 fn main() -> ExitCode {
+    startup::begin();
     cli::run(&Arguments::parse())
 }

@@ -14,6 +14,7 @@ mod ending;
 mod error;
 mod hearing;
 mod holders;
+mod itself;
 mod keeping;
 mod listening;
 mod pings;

@@ -13,7 +13,7 @@ mod limit;
 mod live;
 pub mod log;
 mod mtls;
-mod process;
+pub mod process;
 mod record;
 mod security;
 mod table;
@@ -22,7 +22,7 @@ mod timestamp;
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -34,6 +34,7 @@ use crate::{addr::ClientAddr, config, id::SpiffeId};
 
 use access_log::{AccessLog, Own, Stdout};
 use families::Families;
+use process::Usage;
 
 pub use connection::{CloseReason, Direction, End, ResponseFlags, Traffic};
 pub use limit::{Limit, shortage};
@@ -78,6 +79,7 @@ struct Inner {
     samples: AtomicUsize,
     access_log: Option<AccessLog>,
     sources: Mutex<Vec<Box<dyn Fn() + Send + Sync>>>,
+    supervisor: OnceLock<Box<dyn Fn() -> Usage + Send + Sync>>,
 }
 
 impl Telemetry {
@@ -120,6 +122,7 @@ impl Telemetry {
             samples: AtomicUsize::new(0),
             access_log,
             sources: Mutex::default(),
+            supervisor: OnceLock::new(),
         })))
     }
 
@@ -145,6 +148,11 @@ impl Telemetry {
         self.0.sources.lock().unwrap_or_else(PoisonError::into_inner).push(source);
     }
 
+    /// Has the other process's figures rendered too, as `usage` tells them. The first one stays.
+    pub fn show_supervisor(&self, usage: Box<dyn Fn() -> Usage + Send + Sync>) {
+        let _ = self.0.supervisor.set(usage);
+    }
+
     /// Calls `register` so that the macros of the `metrics` crate reach this telemetry; the handles that they return go on
     /// reaching it.
     pub fn within<T>(&self, register: impl FnOnce() -> T) -> T {
@@ -162,7 +170,7 @@ impl Telemetry {
         drop(sources);
         let mut text = inner.exporter.render();
         inner.families.render_istio(&mut text);
-        process::render(&mut text);
+        process::render(&mut text, inner.supervisor.get().map(|supervisor| supervisor()));
         text
     }
 

@@ -153,3 +153,28 @@ fn a_log_that_nobody_reads_stops_no_traffic() -> Result<()> {
     }
     bail!("nothing was dropped")
 }
+
+#[test]
+fn the_start_is_told_in_parts_that_are_no_longer_than_the_whole_and_both_processes_have_figures() -> Result<()> {
+    let world = World::new()?;
+    let begin = std::time::Instant::now();
+    let sidecar = Sidecar::start(&world.client, "{}")?;
+    let whole = begin.elapsed().as_secs_f64();
+    let metrics = sidecar.metrics()?;
+    let mut parts = 0.0;
+    for phase in ["configuration", "programs", "listeners", "worker", "attach", "check"] {
+        let took = metrics.sum("sidecar_startup_seconds", &[("phase", phase)]);
+        ensure!(took > 0.0, "{phase} took no time");
+        parts += took;
+    }
+    ensure!(parts < whole && parts == metrics.sum("sidecar_startup_seconds", &[]), "{parts} of {whole} s");
+    let pids = sidecar.pids();
+    ensure!(pids.len() == 2, "{pids:?}");
+    for process in ["worker", "supervisor"] {
+        let figure = |name: &str| metrics.sum(&format!("sidecar_process_{name}"), &[("process", process)]);
+        ensure!(figure("anonymous_memory_bytes") > 1e5, "{process}: {}", figure("anonymous_memory_bytes"));
+        ensure!(figure("resident_memory_bytes") > figure("anonymous_memory_bytes"), "{process}");
+        ensure!(figure("open_fds") > 10.0 && figure("threads") >= 1.0, "{process}");
+    }
+    Ok(())
+}

@@ -13,6 +13,7 @@ mod mode;
 mod report;
 mod rig;
 mod samples;
+mod start;
 mod table;
 
 use crate::{
@@ -40,7 +41,8 @@ pub(crate) struct Args {
     quick: bool,
     /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, sidecar-fast, envoy-mtls, sidecar-mtls,
     /// sidecar-mtls-cold, sidecar-mtls-hybrid; mtls: those four and direct) and figures (round-trip, connect, bulk,
-    /// memory, lifecycle; fastpath: its figures for the two modes that have them); may be given several times
+    /// memory, lifecycle; fastpath: its figures for the two modes that have them), or start: nothing but the sidecar's start,
+    /// phase by phase; may be given several times
     #[arg(long, value_name = "MODE|FIGURE")]
     only: Vec<Only>,
     /// Measure this binary instead of building one
@@ -54,12 +56,16 @@ enum Only {
     Modes(Vec<Mode>),
     Group(Group),
     Both(Vec<Mode>, Group),
+    Start,
 }
 
 impl std::str::FromStr for Only {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
+        if name == "start" {
+            return Ok(Self::Start);
+        }
         if name == "mtls" {
             return Ok(Self::Modes(Pair::MTLS.modes(&Mode::ALL)));
         }
@@ -70,7 +76,8 @@ impl std::str::FromStr for Only {
         let mode = Mode::ALL.into_iter().find(|mode| mode.name() == name).map(|mode| Self::Modes(vec![mode]));
         let group = || Group::ALL.into_iter().find(|group| group.name() == name).map(Self::Group);
         mode.or_else(group).ok_or_else(|| {
-            let names = Mode::ALL.map(Mode::name).into_iter().chain(["mtls"]).chain(Group::ALL.map(Group::name));
+            let names =
+                Mode::ALL.map(Mode::name).into_iter().chain(["mtls", "start"]).chain(Group::ALL.map(Group::name));
             format!("one of {}", names.collect::<Vec<_>>().join(", "))
         })
     }
@@ -100,15 +107,18 @@ impl Extent {
 pub(crate) fn run(args: Args) -> Result<()> {
     let modes = chosen(Mode::ALL, &args.only, |only| match only {
         Only::Modes(modes) | Only::Both(modes, _) => modes,
-        Only::Group(_) => &[],
+        Only::Group(_) | Only::Start => &[],
     });
     let groups = chosen(Group::ALL, &args.only, |only| match only {
         Only::Group(group) | Only::Both(_, group) => from_ref(group),
-        Only::Modes(_) => &[],
+        Only::Modes(_) | Only::Start => &[],
     });
     let extent = Extent::new(&args);
     if extent.rounds == 0 {
         bail!("--rounds 0 measures nothing");
+    }
+    if args.only.iter().any(|only| matches!(only, Only::Start)) {
+        return starts(extent, args.sidecar);
     }
     setup::ensure(&[Need::Bench])?;
     let kit = Kit::assemble(&modes, args.sidecar)?;
@@ -123,6 +133,16 @@ pub(crate) fn run(args: Args) -> Result<()> {
         bail!("not everything could be measured, see above");
     }
     Ok(())
+}
+
+/// The sidecar's start alone: twenty of each kind in a round.
+fn starts(extent: Extent, given: Option<PathBuf>) -> Result<()> {
+    const STARTS: usize = 20;
+    setup::ensure(&[Need::Demo])?;
+    let kit = Kit::assemble(&[Mode::Sidecar], given)?;
+    let conditions = Conditions::read(&extent, &kit)?;
+    let starts = start::measure(kit.sidecar()?, STARTS * extent.rounds)?;
+    start::write(&starts, &conditions)
 }
 
 /// What was asked for of one kind; all, when nothing of that kind was.

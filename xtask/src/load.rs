@@ -16,6 +16,7 @@ pub(crate) mod latency;
 pub(crate) mod probe;
 mod round_trip;
 pub(crate) mod serve;
+pub(crate) mod steady;
 
 pub(crate) use clock::now_us;
 
@@ -43,6 +44,8 @@ enum Task {
     Connect(connect::Args),
     /// Connections made and ended in every way, at a given rate
     Churn(churn::Args),
+    /// Requests at a steady rate and streams that stay open, until killed
+    Steady(steady::Args),
     /// One stream
     Bulk(bulk::Args),
     /// Idle connections, until killed
@@ -63,6 +66,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Task::RoundTrip(args) => round_trip::run(&args),
         Task::Connect(args) => connect::run(&args),
         Task::Churn(args) => churn::run(&args),
+        Task::Steady(args) => steady::run(&args),
         Task::Bulk(args) => bulk::run(&args),
         Task::Hold(args) => hold::run(&args),
         Task::Answer(args) => answer::answer(&args),

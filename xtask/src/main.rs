@@ -12,10 +12,12 @@ mod fuzz;
 mod interrupt;
 mod load;
 mod process;
+mod random;
 mod run;
 mod scale;
 mod scratch;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 mod vm;
@@ -53,6 +55,8 @@ enum Verb {
     Churn(churn::Args),
     /// Run many pods at once, each with its sidecar
     Scale(scale::Args),
+    /// Do to two sidecars under load what can happen to them, and count every request
+    Soak(soak::Args),
     /// Throw random bytes at what reads bytes of strangers
     Fuzz(fuzz::Args),
     /// Check formatting, lints and the rules of the house
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(args),
         Verb::Churn(args) => churn::run(args),
         Verb::Scale(args) => scale::run(args),
+        Verb::Soak(args) => soak::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Tidy(args) => tidy::run(args),
         Verb::Ci(args) => ci::run(args),

@@ -11,8 +11,9 @@ use crate::{
         board::{BoardReader, Figure},
         counters::Counters,
         readiness::{Readiness, Unready},
+        startup::Phase,
     },
-    telemetry::{Telemetry, log::LogControl},
+    telemetry::{Telemetry, log::LogControl, process::Usage},
 };
 
 /// What an operator may move, and who is told of it.
@@ -86,12 +87,16 @@ fn stale(heartbeat: &Heartbeat, limit: Duration) -> Vec<Unready> {
 pub(super) fn export_board(telemetry: &Telemetry, board: BoardReader) {
     const RESTARTS: &str = "sidecar_worker_restarts_total";
     const UPGRADES: &str = "sidecar_upgrades_total";
+    const STARTUP: &str = "sidecar_startup_seconds";
     const UNCAPTURED: &str = "sidecar_uncaptured_connections";
     const UNCAPTURED_TOTAL: &str = "sidecar_uncaptured_connections_total";
     telemetry.within(|| {
         metrics::describe_counter!(RESTARTS, "Worker processes that were started again, by why the one before ended.");
         metrics::describe_counter!(UPGRADES, "Upgrades in place that were asked for, by what became of them.");
+        metrics::describe_gauge!(STARTUP, "Time that each part of the sidecar's start took.");
     });
+    let supervisor = board.clone();
+    telemetry.show_supervisor(Box::new(move || usage_of_supervisor(&supervisor)));
     telemetry.add_source(Box::new(move || {
         for (mode, figure) in [("mptcp_as_tcp", Figure::MptcpAsTcp), ("no_discovery", Figure::NoDiscovery)] {
             metrics::gauge!("sidecar_fallback", "mode" => mode).set(board.get(figure) as f64);
@@ -120,7 +125,23 @@ pub(super) fn export_board(telemetry: &Telemetry, board: BoardReader) {
         ] {
             metrics::counter!(RESTARTS, "reason" => reason).absolute(board.get(figure));
         }
+        for phase in Phase::ALL {
+            metrics::gauge!(STARTUP, "phase" => phase.label()).set(phase.seconds(&board));
+        }
     }));
+}
+
+/// What the supervisor has written of itself; it looks every ten seconds.
+fn usage_of_supervisor(board: &BoardReader) -> Usage {
+    let figure = |figure| Some(board.get(figure) as f64).filter(|value| *value > 0.0);
+    Usage {
+        // A start takes less than a tick of the clock sometimes.
+        cpu: Some(board.get(Figure::SupervisorCpu) as f64 / 1e6),
+        resident: figure(Figure::SupervisorResident),
+        anonymous: figure(Figure::SupervisorAnonymous),
+        threads: figure(Figure::SupervisorThreads),
+        descriptors: figure(Figure::SupervisorDescriptors),
+    }
 }
 
 /// The kernel side's counters join every rendering of the metrics.

@@ -68,6 +68,28 @@ pub enum Figure {
     LeavingWorkers,
     /// Connections that they carry.
     LeavingConnections,
+    /// Nanoseconds that a part of the sidecar's start took ([`super::startup::Phase`], as the five below).
+    StartConfiguration,
+    /// Programs loaded.
+    StartPrograms,
+    /// Ports bound.
+    StartListeners,
+    /// Worker up.
+    StartWorker,
+    /// Programs attached.
+    StartAttach,
+    /// Programs checked.
+    StartCheck,
+    /// CPU time of the supervisor in microseconds, at its last look at itself (as the four below).
+    SupervisorCpu,
+    /// Its resident memory in bytes.
+    SupervisorResident,
+    /// What of it no file backs.
+    SupervisorAnonymous,
+    /// Its threads.
+    SupervisorThreads,
+    /// Its open descriptors.
+    SupervisorDescriptors,
 }
 
 /// Words for figures, more than there are.

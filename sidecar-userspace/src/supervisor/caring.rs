@@ -131,8 +131,9 @@ impl Supervisor {
 
     /// Kills a worker that somebody has moved: the next one is born where the supervisor is.
     fn look_for_place(&mut self, now: Instant) {
-        /// A look takes some ten microseconds, and something else is due in this time.
-        const EVERY: Duration = Duration::from_secs(1);
+        /// A look takes some thirty microseconds, and something else is due in less than a second after it: it is noticed within
+        /// five.
+        const EVERY: Duration = Duration::from_secs(4);
         let Some(worker) = self.worker.as_mut().filter(|worker| worker.killed.is_none()) else { return };
         if now < worker.looked_for + EVERY {
             return;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Error;
+use super::{Error, itself};
 use crate::{
     config::Acceleration,
     control::{Condition, Order},
@@ -63,6 +63,7 @@ impl Keeping {
         keeping.check();
         board.set_device_bound(keeping.listeners.device_bound());
         show(board, keeping.uncaptured.figures());
+        itself::show(board);
         keeping
     }
 
@@ -137,6 +138,7 @@ impl Keeping {
         }
         if self.check_at <= Instant::now() {
             changed |= self.check();
+            itself::show(board);
         }
         changed
     }

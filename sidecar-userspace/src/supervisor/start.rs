@@ -31,6 +31,7 @@ use crate::{
     lifecycle::{
         beats::monotonic_now,
         board::{Board, Figure},
+        startup::{Phase, Stopwatch},
     },
     pod::Pod,
     redirect::{Programs, SharedMaps, Subflows},
@@ -39,7 +40,7 @@ use crate::{
 
 /// Starts everything; from its return on, connections are captured and carried.
 pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
-    let (began, started) = (monotonic_now(), Instant::now());
+    let (began, mut watch) = (monotonic_now(), Stopwatch::configured());
     let config = &loaded.config;
     let log = telemetry::log::init(&config.telemetry)?;
     warn_of(config);
@@ -54,9 +55,10 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     board.set(Figure::MptcpAsTcp, u64::from(!told));
     board.set(Figure::NoDiscovery, u64::from(programs.discovers().is_err()));
     programs.attach_discovery(&pod)?;
-    let loaded_after = started.elapsed();
+    watch.done(Phase::Programs);
 
     let listeners = Listeners::bind(config, &pod)?;
+    watch.done(Phase::Listeners);
     let prepared = programs.prepare(&pod, config, &listeners.outbound, &listeners.inbound)?;
     let pulse = prepared.pulse()?;
     let configurations = Configurations::new(&loaded.snapshot())?;
@@ -65,6 +67,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     lent.start(&worker, began, 0, None, false)?;
     // No connection is captured before it can be protected.
     await_serving(&mut worker)?;
+    watch.done(Phase::Worker);
     tracing::info!(
         pod_cgroup = %pod.cgroup_path().display(),
         own_cgroup = %pod.own_cgroup_path().display(),
@@ -75,9 +78,11 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     let upgrades = Upgrades::new(open_door(config, pod.netns_inode()))?;
     let application = Application::new(pod.applications().clone(), config.lifecycle.exit_with_application, false);
     let attached = prepared.attach(pod)?;
-    tracing::info!(loaded_ms = millis(loaded_after), attached_ms = millis(started.elapsed()), "attached");
     attached.capture.hold_links();
+    watch.done(Phase::Attach);
     let mut keeping = Keeping::begin(attached, &board);
+    watch.done(Phase::Check);
+    tell(&watch, &board);
     let limits = Limits::of(config);
     let acceleration = config.capture.acceleration;
     drop(loaded);
@@ -201,9 +206,19 @@ fn ended(worker: &mut Worker) -> Error {
     Error::WorkerEnded("it has closed its control channel".to_owned())
 }
 
-/// Milliseconds with fraction, for the log.
-fn millis(elapsed: Duration) -> f64 {
-    (elapsed.as_secs_f64() * 1e6).round() / 1e3
+/// Says in the log and on the board how long each part of the start took.
+fn tell(watch: &Stopwatch, board: &Board) {
+    watch.write(board);
+    tracing::info!(
+        configuration_ms = watch.ms(Phase::Configuration),
+        programs_ms = watch.ms(Phase::Programs),
+        listeners_ms = watch.ms(Phase::Listeners),
+        worker_ms = watch.ms(Phase::Worker),
+        attach_ms = watch.ms(Phase::Attach),
+        check_ms = watch.ms(Phase::Check),
+        total_ms = watch.total_ms(),
+        "attached"
+    );
 }
 
 /// Every connection needs two descriptors; the default soft limit of 1024 is for programs that use select(2). The worker

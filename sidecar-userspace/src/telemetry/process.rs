@@ -1,23 +1,52 @@
-//! The process's own figures, under the names that every Prometheus client library gives them.
+//! Figures of the sidecar's processes. The worker's own go by the names that every Prometheus client library gives them; those
+//! of both processes have names of the sidecar's, told apart by a label.
 //!
 //! Read from `/proc` at each scrape and rendered here: CPU time is a counter with a fraction, which the `metrics` crate
-//! does not have. A figure that cannot be read is left out.
+//! does not have. A figure that cannot be read is left out. The worker may not look at its supervisor, which tells it.
 
 use std::{fmt::Write, fs, sync::OnceLock};
 
 use nix::unistd::{SysconfVar, sysconf};
 
-/// Appends the figures in Prometheus' text format.
-pub(super) fn render(text: &mut String) {
-    let status = read("/proc/self/status");
-    let cpu = stat_field(13).zip(stat_field(14)).map(|(user, system)| (user + system) / ticks_per_second());
+/// What a process takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// User and system CPU time, in seconds.
+    pub cpu: Option<f64>,
+    /// Resident memory, in bytes.
+    pub resident: Option<f64>,
+    /// What of it no file backs, in bytes.
+    pub anonymous: Option<f64>,
+    /// Threads.
+    pub threads: Option<f64>,
+    /// Open file descriptors.
+    pub descriptors: Option<f64>,
+}
+
+impl Usage {
+    /// What this process takes now.
+    pub fn now() -> Self {
+        let status = read("/proc/self/status");
+        Self {
+            cpu: stat_field(13).zip(stat_field(14)).map(|(user, system)| (user + system) / ticks_per_second()),
+            resident: kib(&status, "VmRSS:"),
+            anonymous: kib(&status, "RssAnon:"),
+            threads: first_number(&status, "Threads:"),
+            descriptors: open_fds(),
+        }
+    }
+}
+
+/// Appends the figures in Prometheus' text format; `supervisor` has been told by it, if it has.
+pub(super) fn render(text: &mut String, supervisor: Option<Usage>) {
+    let own = Usage::now();
     let figures = [
-        ("process_cpu_seconds_total", "counter", "User and system CPU time spent.", cpu),
-        ("process_resident_memory_bytes", "gauge", "Resident memory.", kib(&status, "VmRSS:")),
-        ("process_anonymous_memory_bytes", "gauge", "Resident memory not backed by files.", kib(&status, "RssAnon:")),
-        ("process_virtual_memory_bytes", "gauge", "Virtual memory.", kib(&status, "VmSize:")),
-        ("process_threads", "gauge", "Threads.", first_number(&status, "Threads:")),
-        ("process_open_fds", "gauge", "Open file descriptors.", open_fds()),
+        ("process_cpu_seconds_total", "counter", "User and system CPU time spent.", own.cpu),
+        ("process_resident_memory_bytes", "gauge", "Resident memory.", own.resident),
+        ("process_anonymous_memory_bytes", "gauge", "Resident memory not backed by files.", own.anonymous),
+        ("process_virtual_memory_bytes", "gauge", "Virtual memory.", kib(&read("/proc/self/status"), "VmSize:")),
+        ("process_threads", "gauge", "Threads.", own.threads),
+        ("process_open_fds", "gauge", "Open file descriptors.", own.descriptors),
         ("process_max_fds", "gauge", "Limit of open file descriptors.", max_fds()),
         ("process_start_time_seconds", "gauge", "Start time since the Unix epoch.", start_time()),
     ];
@@ -26,6 +55,26 @@ pub(super) fn render(text: &mut String) {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n");
         }
+    }
+    render_both(text, own, supervisor.unwrap_or_default());
+}
+
+fn render_both(text: &mut String, worker: Usage, supervisor: Usage) {
+    let of = |figure: fn(Usage) -> Option<f64>| [("worker", figure(worker)), ("supervisor", figure(supervisor))];
+    for (name, kind, help, values) in [
+        ("cpu_seconds_total", "counter", "User and system CPU time spent, by process.", of(|usage| usage.cpu)),
+        ("resident_memory_bytes", "gauge", "Resident memory, by process.", of(|usage| usage.resident)),
+        ("anonymous_memory_bytes", "gauge", "Resident memory not backed by files, by process.", of(|u| u.anonymous)),
+        ("threads", "gauge", "Threads, by process.", of(|usage| usage.threads)),
+        ("open_fds", "gauge", "Open file descriptors, by process.", of(|usage| usage.descriptors)),
+    ] {
+        let _ = writeln!(text, "# HELP sidecar_process_{name} {help}\n# TYPE sidecar_process_{name} {kind}");
+        for (process, value) in values {
+            if let Some(value) = value {
+                let _ = writeln!(text, "sidecar_process_{name}{{process=\"{process}\"}} {value}");
+            }
+        }
+        text.push('\n');
     }
 }
 
@@ -82,7 +131,8 @@ mod tests {
     #[test]
     fn figures_agree_with_what_the_test_knows_of_itself() {
         let mut text = String::new();
-        render(&mut text);
+        let supervisor = Usage { cpu: Some(0.5), anonymous: Some(1e6), ..Usage::default() };
+        render(&mut text, Some(supervisor));
         assert!(figure(&text, "process_resident_memory_bytes") > 1e6);
         assert!(figure(&text, "process_anonymous_memory_bytes") < figure(&text, "process_resident_memory_bytes"));
         assert!(figure(&text, "process_threads") >= 1.0);
@@ -90,6 +140,10 @@ mod tests {
         assert!(figure(&text, "process_max_fds") >= figure(&text, "process_open_fds"));
         assert!(figure(&text, "process_cpu_seconds_total") < 600.0);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        assert_eq!(figure(&text, "sidecar_process_cpu_seconds_total{process=\"supervisor\"}"), 0.5);
+        assert_eq!(figure(&text, "sidecar_process_anonymous_memory_bytes{process=\"supervisor\"}"), 1e6);
+        assert!(figure(&text, "sidecar_process_threads{process=\"worker\"}") >= 1.0);
+        assert!(!text.contains("sidecar_process_threads{process=\"supervisor\"}"), "it is not known");
         let age = now - figure(&text, "process_start_time_seconds");
         assert!((-2.0..3600.0).contains(&age), "{age}");
     }

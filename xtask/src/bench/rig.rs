@@ -46,7 +46,8 @@ impl Kit {
         Ok(Self { xtask, sidecar, envoy })
     }
 
-    fn sidecar(&self) -> Result<&Path> {
+    /// The sidecar's binary, which the chosen modes need.
+    pub(super) fn sidecar(&self) -> Result<&Path> {
         self.sidecar.as_deref().context("no sidecar was built")
     }
 }

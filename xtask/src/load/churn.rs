@@ -1,5 +1,6 @@
 //! Connections made and ended in every way there is, at a given rate.
 
+use crate::random::Random;
 use anyhow::{Context, Result, bail};
 use nix::sys::socket::{setsockopt, sockopt::Linger};
 use serde::{Deserialize, Serialize};
@@ -91,9 +92,9 @@ impl Pace<'_> {
 }
 
 fn client(to: SocketAddr, pace: Pace<'_>, seed: u64) -> Report {
-    let (mut report, mut random) = (Report::default(), Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let (mut report, mut random) = (Report::default(), Random::new(seed));
     while pace.wait() {
-        let way = Way::ALL[(random.next() % Way::ALL.len() as u64) as usize];
+        let way = *random.choose(&Way::ALL);
         report.connections += 1;
         report.reset += u64::from(way.resets());
         if let Err(error) = one(to, way) {
@@ -155,16 +156,4 @@ fn one(to: SocketAddr, way: Way) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Marsaglia's xorshift: variety, not quality.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 11
-    }
 }

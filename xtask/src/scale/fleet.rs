@@ -140,6 +140,20 @@ impl Fleet {
         Ok(())
     }
 
+    /// Whether the binary has the verb.
+    pub(super) fn upgrades(&self) -> bool {
+        process::output(Command::new(&self.binary).args(["upgrade", "--help"])).is_ok()
+    }
+
+    /// Has the sidecar of a pod replace itself, and waits until it has.
+    pub(super) fn upgrade(&self, number: usize) -> Result<()> {
+        let member = &self.members[number];
+        let plan = member.plan.as_ref().context("the pod has no configuration yet")?;
+        let mut command = member.pod.command(Place::Sidecar, &self.binary)?;
+        command.args(["upgrade", "--config"]).arg(plan.config());
+        process::output(&mut command).map(drop).with_context(|| format!("upgrade the sidecar of {}", member.pod.name))
+    }
+
     /// Whether the sidecar of a pod is ready; an error when it has ended.
     pub(super) fn ready(&mut self, number: usize) -> Result<bool> {
         self.members[number].sidecar.as_mut().context("no sidecar was started")?.check()?;

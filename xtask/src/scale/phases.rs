@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// Until a pod has asked everything.
 const ASK_LIMIT: Duration = Duration::from_secs(240);
-/// Spare connections of the traffic before are made, and buffers given back.
-const SETTLE: Duration = Duration::from_secs(12);
+/// Spare connections of the traffic before have been made, and ended unused (`mtls.spare.idle`: 30 s); buffers given back.
+const SETTLE: Duration = Duration::from_secs(50);
 /// Questions of each pod, each on a connection of its own.
 const QUESTIONS: u32 = 10;
-/// Of every so many pods one asks while sidecars are killed, and one is killed.
+/// Of every so many pods one is killed, or upgraded.
 const TENTH: usize = 10;
 /// Under that load: questions, and milliseconds between two.
 const LOAD: (u32, u64) = (100, 100);
@@ -37,8 +37,14 @@ pub(super) fn all(fleet: &mut Fleet, args: &Args) -> Result<()> {
     let traffic = traffic(fleet, args.at_once)?;
     wait::pause(SETTLE)?;
     resources(fleet, &before, Duration::from_secs(args.idle))?;
-    let outage = outage(fleet, args.at_once)?;
-    if traffic && outage {
+    let killed = disturb(fleet, args.at_once, Blow::Kill)?;
+    let upgraded = if fleet.upgrades() {
+        disturb(fleet, args.at_once, Blow::Upgrade)?
+    } else {
+        println!("this binary has no `sidecar upgrade`: none is made");
+        true
+    };
+    if traffic && killed && upgraded {
         println!("every pod was served, by whom it asked");
         return Ok(());
     }
@@ -133,9 +139,17 @@ fn resources(fleet: &Fleet, before: &tell::Kernel, idle: Duration) -> Result<()>
     Ok(())
 }
 
-/// A tenth of the sidecars is killed and started again, while pods ask: those of the killed and of their neighbours may
-/// fail meanwhile; nobody else's.
-fn outage(fleet: &mut Fleet, at_once: usize) -> Result<bool> {
+/// What is done to a tenth of the sidecars while pods ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blow {
+    /// SIGKILL, and a new one: those of the killed and of their neighbours may fail meanwhile; nobody else's.
+    Kill,
+    /// `sidecar upgrade`: nobody's may.
+    Upgrade,
+}
+
+/// Deals the blow, and says who was disturbed. Whether nobody was who must not be, and all are served afterwards.
+fn disturb(fleet: &mut Fleet, at_once: usize, blow: Blow) -> Result<bool> {
     let victims: Vec<_> = (0..fleet.members.len()).step_by(TENTH).collect();
     // Of a victim's pair, and of the pair after it, where there is one.
     let askers = victims.iter().flat_map(|number| [number + 1, number + 2]);
@@ -145,15 +159,35 @@ fn outage(fleet: &mut Fleet, at_once: usize) -> Result<bool> {
     let running = askers.iter().map(|number| Ok((*number, fleet.asker(*number, "load", requests, every)?)));
     let running = running.collect::<Result<Vec<_>>>()?;
     wait::pause(Duration::from_secs(1))?;
-    for number in &victims {
+    let (mut took, done) = match blow {
+        Blow::Kill => (killed(fleet, &victims, at_once)?, "killed and ready again"),
+        Blow::Upgrade => (upgraded(fleet, &victims)?, "upgraded"),
+    };
+    println!("{} sidecars {done}, ms: {}", victims.len(), tell::spread(&mut took));
+    let asked = running.into_iter().map(collect).collect::<Result<Vec<_>>>()?;
+    let (hit, spared): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(number, _)| victims.contains(&(number ^ 1)));
+    let undisturbed =
+        tell::asked(&format!("meanwhile, pods whose neighbour's sidecar was {done}"), &hit, begin.elapsed());
+    let others = tell::asked("meanwhile, all other pods that asked", &spared, begin.elapsed());
+    tell::disturbed(&hit, &spared);
+    Ok(traffic(fleet, at_once)? && others && (undisturbed || blow == Blow::Kill))
+}
+
+/// Kills them all at the same moment, and starts them again.
+fn killed(fleet: &mut Fleet, victims: &[usize], at_once: usize) -> Result<Vec<f64>> {
+    for number in victims {
         let sidecar = fleet.members[*number].sidecar.take().context("a sidecar that was not started")?;
         sidecar.signal(Signal::SIGKILL)?;
     }
-    let mut took = started(fleet, &victims, at_once)?;
-    println!("{} sidecars killed and ready again, ms: {}", victims.len(), tell::spread(&mut took));
-    let asked = running.into_iter().map(collect).collect::<Result<Vec<_>>>()?;
-    let (hit, spared): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(number, _)| victims.contains(&(number ^ 1)));
-    tell::asked("meanwhile, pods whose neighbour's sidecar was killed", &hit, begin.elapsed());
-    let recovered = traffic(fleet, at_once)?;
-    Ok(tell::asked("meanwhile, all other pods that asked", &spared, begin.elapsed()) && recovered)
+    started(fleet, victims, at_once)
+}
+
+/// One after the other, as a rollout does; how many milliseconds each took.
+fn upgraded(fleet: &Fleet, victims: &[usize]) -> Result<Vec<f64>> {
+    let one = |number: &usize| {
+        let begin = Instant::now();
+        fleet.upgrade(*number)?;
+        Ok(begin.elapsed().as_secs_f64() * 1000.0)
+    };
+    victims.iter().map(one).collect()
 }

@@ -32,6 +32,18 @@ pub(super) fn asked(what: &str, all: &[(usize, Asked)], span: Duration) -> bool 
     failed == 0 && wrong == 0
 }
 
+/// Prints who was disturbed: of whom a question failed.
+pub(super) fn disturbed(hit: &[(usize, Asked)], spared: &[(usize, Asked)]) {
+    let failed = |all: &[(usize, Asked)]| all.iter().filter(|(_, asked)| asked.failed + asked.wrong > 0).count();
+    println!(
+        "disturbed: {} of {} pods whose neighbour's sidecar it was, and {} of {} others",
+        failed(hit),
+        hit.len(),
+        failed(spared),
+        spared.len()
+    );
+}
+
 /// Prints what a sidecar takes, and whether that is within reach.
 pub(super) fn resources(memory: &[Memory], maps: &[f64], mut idle: Vec<f64>) {
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;

@@ -31,6 +31,13 @@ pub(crate) fn cpu(cgroup: &Path) -> Result<Duration> {
     usage.map(Duration::from_micros).ok_or_else(|| anyhow!("{} has no usage_usec", path.display()))
 }
 
+/// The processes in a cgroup.
+pub(crate) fn members(cgroup: &Path) -> Result<Vec<u32>> {
+    let path = cgroup.join("cgroup.procs");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    text.lines().map(|pid| pid.parse().with_context(|| format!("{} holds {pid:?}", path.display()))).collect()
+}
+
 /// One directory. Dropping it kills what runs in it and removes it with its children.
 pub(crate) struct Cgroup {
     path: PathBuf,

@@ -1,5 +1,6 @@
 //! Memory of processes.
 
+use super::cgroup;
 use anyhow::{Context, Result};
 use std::{
     fs,
@@ -25,7 +26,7 @@ impl Memory {
 
     /// Of all processes of a cgroup now.
     pub(crate) fn of_cgroup(path: &Path) -> Result<Self> {
-        members(path)?.into_iter().map(Self::of).sum()
+        cgroup::members(path)?.into_iter().map(Self::of).sum()
     }
 }
 
@@ -47,7 +48,7 @@ impl Sum for Memory {
 /// kernel/bpf/syscall.c). Each map once, however many descriptors there are.
 pub(crate) fn maps(path: &Path) -> Result<f64> {
     let mut maps = std::collections::BTreeMap::new();
-    for pid in members(path)? {
+    for pid in cgroup::members(path)? {
         let folder = PathBuf::from(format!("/proc/{pid}/fdinfo"));
         for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?.flatten() {
             // A descriptor may be closed by now.
@@ -59,12 +60,6 @@ pub(crate) fn maps(path: &Path) -> Result<f64> {
         }
     }
     Ok(maps.values().sum::<u64>() as f64)
-}
-
-fn members(path: &Path) -> Result<Vec<u32>> {
-    let path = path.join("cgroup.procs");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    text.lines().map(|pid| pid.parse().with_context(|| format!("{} holds {pid:?}", path.display()))).collect()
 }
 
 /// A line such as `Pss:     1234 kB`.

@@ -61,6 +61,11 @@ impl Process {
         fs::read_to_string(&self.output).with_context(|| format!("cannot read {}", self.output.display()))
     }
 
+    /// The file with that.
+    pub(crate) fn output_path(&self) -> &Path {
+        &self.output
+    }
+
     /// The last lines of everything it has written.
     pub(crate) fn last_words(&self) -> String {
         let read = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();

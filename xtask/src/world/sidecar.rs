@@ -44,6 +44,11 @@ impl Plan {
         Ok(Self { binary: binary.to_owned(), config, name })
     }
 
+    /// The file with its configuration.
+    pub(crate) fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Starts it; `run` says which run this is, so that each has its own output.
     pub(crate) fn start(&self, pod: &Pod, folder: &Folder, run: &str) -> Result<Process> {
         let line = [self.binary.as_os_str(), OsStr::new("run"), OsStr::new("--config"), self.config.as_os_str()];

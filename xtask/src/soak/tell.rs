@@ -1,0 +1,243 @@
+//! What became of the requests, by kind of fault.
+
+use super::{Args, Made, Soak, fault::Fault, millis, seconds};
+use crate::load::steady::{BROKEN, Kind, Outcome, WRONG};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// After requests are answered again a fault still counts for so long, in microseconds: for what has its outcome late.
+const AFTER: u64 = 500_000;
+
+/// Counts of one kind of fault, of the time between faults, or of everything.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Row {
+    times: usize,
+    requests: usize,
+    served: usize,
+    /// The longest time without an answered request, in microseconds.
+    gap: u64,
+    /// The slowest answer, in microseconds.
+    slowest: u64,
+    exchanges: usize,
+    exchanges_served: usize,
+    broken: usize,
+    wrong: usize,
+    /// Microseconds until everything was as before, of each time.
+    back: Vec<u64>,
+    /// How often each fault of a request or a stream.
+    faults: BTreeMap<String, usize>,
+}
+
+/// The whole table.
+pub(super) struct Summary {
+    by_fault: BTreeMap<Fault, Row>,
+    between: Row,
+    all: Row,
+    rate: u64,
+}
+
+impl Summary {
+    /// Of everything that was due until `end`.
+    pub(super) fn of(soak: &Soak, rate: u64, end: u64) -> Self {
+        let mut summary = Self { by_fault: BTreeMap::new(), between: Row::default(), all: Row::default(), rate };
+        for made in &soak.made {
+            for row in [summary.by_fault.entry(made.fault).or_default(), &mut summary.all] {
+                row.times += 1;
+                row.back.push(made.back - made.begin);
+            }
+        }
+        let counted = |outcome: &&Outcome| outcome.due <= end;
+        for outcome in soak.ledger.outcomes.iter().filter(counted) {
+            summary.row(&soak.made, outcome.due).add(outcome);
+            summary.all.add(outcome);
+        }
+        summary.gaps(soak, end);
+        summary.nothing_is_missing(soak, rate, end);
+        summary
+    }
+
+    /// The row of this moment.
+    fn row(&mut self, made: &[Made], at: u64) -> &mut Row {
+        let fault = made.iter().find(|made| (made.begin..=made.back + AFTER).contains(&at)).map(|made| made.fault);
+        match fault {
+            Some(fault) => self.by_fault.entry(fault).or_default(),
+            None => &mut self.between,
+        }
+    }
+
+    /// A gap belongs to what was going on in its middle.
+    fn gaps(&mut self, soak: &Soak, end: u64) {
+        let answered = |outcome: &&Outcome| outcome.kind == Kind::Request && outcome.served();
+        let mut ends: Vec<_> = soak.ledger.outcomes.iter().filter(answered).map(|outcome| outcome.end).collect();
+        ends.retain(|at| *at <= end);
+        ends.push(end);
+        ends.sort_unstable();
+        for pair in ends.windows(2) {
+            let gap = pair[1] - pair[0];
+            let row = self.row(&soak.made, pair[0] + gap / 2);
+            row.gap = row.gap.max(gap);
+            self.all.gap = self.all.gap.max(gap);
+        }
+    }
+
+    /// A request without an outcome would be one that nobody counts.
+    fn nothing_is_missing(&mut self, soak: &Soak, rate: u64, end: u64) {
+        let requests = soak.ledger.outcomes.iter().filter(|outcome| outcome.kind == Kind::Request);
+        let Some(first) = requests.map(|outcome| outcome.due).min() else { return };
+        let due = ((end - first) * rate / 1_000_000) as usize + 1;
+        // The clocks' rounding may make one of the last.
+        let missing = due.saturating_sub(self.all.requests + 1);
+        if missing > 0 {
+            self.all.requests += missing;
+            self.all.faults.insert("no outcome".to_owned(), missing);
+        }
+    }
+
+    /// Exchanges that got other bytes back than were sent.
+    pub(super) fn wrong(&self) -> usize {
+        self.all.wrong
+    }
+
+    /// The share served of an hour in which each kind happens once, in per cent. The link is left out: without a network nobody
+    /// is served, with a sidecar or without.
+    fn hour(&self) -> f64 {
+        let lost = |row: &Row| if row.times == 0 { 0.0 } else { (row.requests - row.served) as f64 / row.times as f64 };
+        let kinds = self.by_fault.iter().filter(|(fault, _)| **fault != Fault::Link);
+        100.0 - kinds.map(|(_, row)| lost(row)).sum::<f64>() * 100.0 / (self.rate * 3600) as f64
+    }
+
+    pub(super) fn print(&self) {
+        println!(
+            "{:16} {:>5} {:>8} {:>9} {:>10} {:>11} {:>13} {:>9} {:>7} {:>14}",
+            "",
+            "times",
+            "requests",
+            "served, %",
+            "worst gap",
+            "slowest, ms",
+            "exchanges",
+            "served, %",
+            "broken",
+            "back after, ms"
+        );
+        let rows = self.by_fault.iter().map(|(fault, row)| (fault.to_string(), row));
+        for (name, row) in rows.chain([("between faults".to_owned(), &self.between), ("all".to_owned(), &self.all)]) {
+            row.print(&name);
+        }
+        let mut faults: Vec<_> = self.all.faults.iter().collect();
+        faults.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
+        faults.iter().take(8).for_each(|(fault, times)| println!("{times:8} times {fault}"));
+        println!(
+            "served: {:.3} % of {} requests; worst gap {:.0} ms; {} streams broken; wrong bytes in {} exchanges",
+            percent(self.all.served, self.all.requests),
+            self.all.requests,
+            millis(self.all.gap),
+            self.all.broken,
+            self.all.wrong
+        );
+        println!("of an hour in which each of these but the link's happens once: {:.4} %", self.hour());
+    }
+
+    /// The same, and each fault that was made.
+    pub(super) fn to_json(&self, soak: &Soak, args: &Args, seed: u64) -> Value {
+        let made = soak.made.iter().map(|made| {
+            json!({
+                "fault": made.fault.to_string(), "detail": made.detail,
+                "at_s": seconds(made.begin - soak.begin), "back_ms": millis(made.back - made.begin),
+            })
+        });
+        let rows: BTreeMap<_, _> =
+            self.by_fault.iter().map(|(fault, row)| (fault.to_string(), row.to_json())).collect();
+        json!({
+            "seed": seed, "minutes": args.minutes, "requests_per_second": args.rate, "streams": args.streams,
+            "served_percent_of_an_hour_with_each_once": self.hour(), "ended_early": soak.lost, "all": self.all.to_json(), "between_faults": self.between.to_json(),
+            "by_fault": rows, "faults": made.collect::<Vec<_>>(),
+        })
+    }
+}
+
+impl Row {
+    fn add(&mut self, outcome: &Outcome) {
+        let served = usize::from(outcome.served());
+        if outcome.kind == Kind::Request {
+            self.requests += 1;
+            self.served += served;
+        } else {
+            self.exchanges += 1;
+            self.exchanges_served += served;
+        }
+        if outcome.kind == Kind::Request && outcome.served() {
+            self.slowest = self.slowest.max(outcome.end.saturating_sub(outcome.due));
+        }
+        self.broken += usize::from(outcome.is(BROKEN));
+        self.wrong += usize::from(outcome.is(WRONG));
+        if let Some(fault) = &outcome.fault {
+            *self.faults.entry(fault.clone()).or_default() += 1;
+        }
+    }
+
+    fn worst_back(&self) -> u64 {
+        self.back.iter().max().copied().unwrap_or(0)
+    }
+
+    fn print(&self, name: &str) {
+        println!(
+            "{name:16} {:>5} {:>8} {:>9.3} {:>7.0} ms {:>11.0} {:>13} {:>9.3} {:>7} {:>14.0}",
+            self.times,
+            self.requests,
+            percent(self.served, self.requests),
+            millis(self.gap),
+            millis(self.slowest),
+            self.exchanges,
+            percent(self.exchanges_served, self.exchanges),
+            self.broken,
+            millis(self.worst_back())
+        );
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "times": self.times, "requests": self.requests, "served": self.served,
+            "served_percent": percent(self.served, self.requests), "worst_gap_ms": millis(self.gap),
+            "slowest_ms": millis(self.slowest), "exchanges": self.exchanges,
+            "exchanges_served": self.exchanges_served, "streams_broken": self.broken, "wrong": self.wrong,
+            "back_after_ms": self.back.iter().map(|us| millis(*us)).collect::<Vec<_>>(), "faults": self.faults,
+        })
+    }
+}
+
+/// Nothing of nothing is everything.
+fn percent(part: usize, of: usize) -> f64 {
+    if of == 0 { 100.0 } else { part as f64 * 100.0 / of as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::ledger::Ledger, *};
+
+    fn outcome(due: u64, end: u64, fault: Option<&str>) -> Outcome {
+        Outcome { kind: Kind::Request, due, end, fault: fault.map(str::to_owned) }
+    }
+
+    #[test]
+    fn a_request_counts_where_it_was_due_and_one_without_an_outcome_counts_as_not_served() {
+        let second = 1_000_000;
+        let mut ledger = Ledger::new("/nowhere".into());
+        // One a second: served, failed within the fault, served after it; those of the seconds 3 and 4 are missing.
+        ledger.outcomes = vec![
+            outcome(0, 10, None),
+            outcome(second, 2 * second, Some("connect: refused")),
+            outcome(2 * second, 2 * second + 20, None),
+        ];
+        let made = Made { fault: Fault::Link, detail: String::new(), begin: second, back: second + 100 };
+        let soak = Soak { ledger, made: vec![made], lost: None, begin: 0 };
+        let summary = Summary::of(&soak, 1, 5 * second);
+        let link = &summary.by_fault[&Fault::Link];
+        assert_eq!((link.times, link.requests, link.served), (1, 1, 0));
+        assert_eq!((summary.between.requests, summary.between.served), (2, 2));
+        assert_eq!((summary.all.requests, summary.all.served, summary.wrong()), (5, 2, 0));
+        assert!((summary.hour() - 100.0).abs() < 1e-9, "the link does not count");
+        assert_eq!(link.gap, 2 * second + 10);
+        assert_eq!(summary.all.gap, 3 * second - 20, "nothing was answered after the second 2");
+    }
+}
