@@ -12,6 +12,8 @@ pub mod socket;
 
 use std::{convert::Infallible, io, net::TcpListener, os::unix::net::UnixListener, sync::Arc};
 
+use tokio::sync::watch;
+
 use crate::lifecycle::readiness::Unready;
 
 use connection::{Door, admit};
@@ -75,21 +77,22 @@ pub enum Error {
     },
 }
 
-/// Serves all endpoints until the future is dropped, which also ends the connections of their clients.
+/// Serves all endpoints until the future is dropped, which also ends the connections of their clients. Once `no_more` is true
+/// nobody else is served: those who have asked are answered, and the listeners are another process's.
 ///
 /// # Errors
 /// The runtime cannot watch a listener.
-pub async fn serve(listeners: Listeners, hooks: Hooks) -> Result<Infallible, Error> {
+pub async fn serve(listeners: Listeners, hooks: Hooks, no_more: watch::Receiver<bool>) -> Result<Infallible, Error> {
     let metrics = tcp("metrics", listeners.metrics)?;
     let health = tcp("health", listeners.health)?;
     let admin = tcp("admin", listeners.admin)?;
     let socket = unix("admin socket", listeners.admin_socket)?;
     let hooks = Arc::new(hooks);
     let (never, ..) = tokio::join!(
-        admit(metrics, Interface::Metrics, Arc::clone(&hooks)),
-        admit(health, Interface::Health, Arc::clone(&hooks)),
-        admit(admin, Interface::Admin, Arc::clone(&hooks)),
-        admit(socket, Interface::AdminSocket, hooks),
+        admit(metrics, Interface::Metrics, Arc::clone(&hooks), no_more.clone()),
+        admit(health, Interface::Health, Arc::clone(&hooks), no_more.clone()),
+        admit(admin, Interface::Admin, Arc::clone(&hooks), no_more.clone()),
+        admit(socket, Interface::AdminSocket, hooks, no_more),
     );
     Ok(never)
 }

@@ -8,6 +8,7 @@ pub mod drain;
 pub mod fastpath;
 pub mod init;
 pub mod policy;
+pub mod upgrade;
 pub mod wait;
 
 use std::process::ExitCode;
@@ -39,6 +40,17 @@ enum Command {
     Check(config::SourceArgs),
     /// Have the sidecar of this pod drain and end, as SIGTERM does, and wait for its end.
     Drain(drain::DrainArgs),
+    /// Have a new binary take the place of the one that runs in this pod, and wait for the outcome.
+    Upgrade(upgrade::UpgradeArgs),
+    /// Tell what a running sidecar must know before this binary takes its place.
+    #[command(name = supervisor::FACTS, hide = true)]
+    HandoverFacts,
+    /// Go on with what the binary before has left behind a descriptor.
+    #[command(name = supervisor::TAKE_OVER, hide = true)]
+    TakeOver {
+        /// Its number.
+        descriptor: i32,
+    },
     /// Make and use the embedded certificate authority.
     #[command(subcommand)]
     Ca(ca::CaCommand),
@@ -64,6 +76,13 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::Worker => app::run().unwrap_or_else(|error| answer::fail(error, answer::FAILED)),
         Command::Check(sources) => with_config(sources, |loaded| check::run(&loaded.config)),
         Command::Drain(arguments) => with_config(&arguments.sources, |loaded| drain::run(arguments, &loaded.config)),
+        Command::Upgrade(arguments) => {
+            with_config(&arguments.sources, |loaded| upgrade::run(arguments, &loaded.config))
+        }
+        Command::HandoverFacts => upgrade::tell_facts(),
+        Command::TakeOver { descriptor } => {
+            supervisor::take_over(*descriptor).unwrap_or_else(|error| answer::fail(error, answer::FAILED))
+        }
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
         Command::Fastpath(command) => with_config(command.sources(), |loaded| fastpath::run(command, &loaded.config)),

@@ -7,7 +7,7 @@ mod channel;
 mod message;
 
 pub use channel::{Channel, Error};
-pub use message::{Condition, Order, Report, Start, Withdrawn};
+pub use message::{Condition, Order, Report, Start, VERSION, Withdrawn};
 
 /// The subcommand that is the worker. It finds its end of the channel as its standard input.
 pub const COMMAND: &str = "worker";

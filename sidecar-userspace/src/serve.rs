@@ -54,6 +54,8 @@ pub struct Workers {
     pub heartbeat: Heartbeat,
     /// Time between two beats.
     pub beat_every: Duration,
+    /// True: nothing more is accepted.
+    pub handed_over: watch::Receiver<bool>,
 }
 
 /// A listener for connections that carry tunnels, and who serves them.
@@ -120,6 +122,7 @@ impl Workers {
                 shared: Arc::clone(&self.shared),
                 heartbeat: self.heartbeat.clone(),
                 beat_every: self.beat_every,
+                handed_over: self.handed_over.clone(),
             };
             let thread = worker.start(running.stop.subscribe(), TellEnd(Arc::clone(&running.ended)))?;
             running.threads.push(thread);

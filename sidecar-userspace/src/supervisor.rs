@@ -9,6 +9,7 @@
 
 mod application;
 mod caring;
+mod child;
 mod ending;
 mod error;
 mod hearing;
@@ -19,9 +20,11 @@ mod listening;
 mod pings;
 mod reload;
 mod restarts;
+mod resume;
 mod signals;
 mod start;
 mod turns;
+mod upgrade;
 mod worker;
 
 use std::process::ExitCode;
@@ -29,6 +32,7 @@ use std::process::ExitCode;
 use crate::config::Loaded;
 
 pub use error::Error;
+pub use upgrade::{Done, FACTS, Facts, Outcome, TAKE_OVER, Wanted, ask};
 
 /// Runs until a signal or a failure that ends the sidecar.
 ///
@@ -36,4 +40,12 @@ pub use error::Error;
 /// Anything without which it cannot serve.
 pub fn run(loaded: Loaded) -> Result<ExitCode, Error> {
     start::start(loaded)?.run()
+}
+
+/// Goes on with what the binary that this process ran before has left behind a descriptor.
+///
+/// # Errors
+/// It has left nothing, or it could not go on either.
+pub fn take_over(descriptor: i32) -> Result<ExitCode, Error> {
+    upgrade::take_over(descriptor)
 }

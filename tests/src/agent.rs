@@ -7,6 +7,7 @@ mod seen;
 mod storm;
 mod stream;
 pub mod sys;
+mod toil;
 
 use seen::outcome;
 pub use seen::{Event, Observation, Seen};

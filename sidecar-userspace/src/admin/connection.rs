@@ -1,6 +1,6 @@
 //! Accepting clients and serving their requests, within limits.
 
-use std::{collections::VecDeque, convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, future::pending, io, pin::pin, sync::Arc, time::Duration};
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::watch,
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
@@ -56,8 +57,13 @@ impl Door {
     }
 }
 
-/// Serves every client of `door`, for ever.
-pub(super) async fn admit(door: Door, interface: Interface, hooks: Arc<Hooks>) -> Infallible {
+/// Serves every client of `door`, until there shall be no more.
+pub(super) async fn admit(
+    door: Door,
+    interface: Interface,
+    hooks: Arc<Hooks>,
+    no_more: watch::Receiver<bool>,
+) -> Infallible {
     let mut clients = JoinSet::new();
     let mut by_age = VecDeque::new();
     loop {
@@ -68,17 +74,32 @@ pub(super) async fn admit(door: Door, interface: Interface, hooks: Arc<Hooks>) -
         {
             oldest.abort();
         }
-        match door.accept().await {
-            Ok(Client::Tcp(stream)) => by_age.push_back(clients.spawn(converse(stream, interface, Arc::clone(&hooks)))),
-            Ok(Client::Unix(stream)) => {
-                by_age.push_back(clients.spawn(converse(stream, interface, Arc::clone(&hooks))));
-            }
+        let accepted = tokio::select! {
+            biased;
+            () = told(no_more.clone()) => break,
+            accepted = door.accept() => accepted,
+        };
+        let (hooks, no_more) = (Arc::clone(&hooks), no_more.clone());
+        match accepted {
+            Ok(Client::Tcp(stream)) => by_age.push_back(clients.spawn(converse(stream, interface, hooks, no_more))),
+            Ok(Client::Unix(stream)) => by_age.push_back(clients.spawn(converse(stream, interface, hooks, no_more))),
             Err(error) if lacks_resources(&error) => {
                 tracing::warn!(%error, ?interface, "accept failed; waiting");
                 sleep(BACK_OFF).await;
             }
             Err(error) => tracing::debug!(%error, ?interface, "client gone before it was accepted"),
         }
+    }
+    drop(door);
+    while clients.join_next().await.is_some() {}
+    pending().await
+}
+
+/// Waits until there shall be no more.
+async fn told(mut no_more: watch::Receiver<bool>) {
+    if no_more.wait_for(|no_more| *no_more).await.is_err() {
+        // Nobody is left who could say so.
+        pending().await
     }
 }
 
@@ -88,7 +109,12 @@ fn lacks_resources(error: &io::Error) -> bool {
     matches!(errno, Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, interface: Interface, hooks: Arc<Hooks>) {
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    interface: Interface,
+    hooks: Arc<Hooks>,
+    no_more: watch::Receiver<bool>,
+) {
     let answer = service_fn(|request| {
         let response = endpoints::answer(interface, &hooks, &request);
         async { Ok::<_, Infallible>(response) }
@@ -103,6 +129,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin, interface: Interf
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         () = sleep(LIFETIME) => None,
+        () = told(no_more) => None,
     };
     let ended = match ended {
         Some(ended) => ended,

@@ -70,6 +70,16 @@ pub struct SocketFile {
     identity: Identity,
 }
 
+impl SocketFile {
+    /// The file of a socket that this process has bound before it ran another binary.
+    ///
+    /// # Errors
+    /// There is no file.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        identity(path).map(|identity| Self { path: path.to_owned(), identity })
+    }
+}
+
 /// Listens on `path` with mode 0600, making its directory if needed. A socket that a dead process left is replaced.
 ///
 /// # Errors

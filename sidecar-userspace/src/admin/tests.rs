@@ -37,7 +37,7 @@ impl World {
         let address = |listener: &TcpListener| listener.local_addr().unwrap();
         let (metrics_at, health_at, admin_at) = (address(&metrics), address(&health), address(&admin));
         let listeners = Listeners { metrics, health, admin, admin_socket };
-        let serving = tokio::spawn(serve(listeners, hooks(&unready, &level)));
+        let serving = tokio::spawn(serve(listeners, hooks(&unready, &level), watch::channel(false).1));
         Self { metrics: metrics_at, health: health_at, admin: admin_at, socket, unready, level, serving, _file: file }
     }
 }

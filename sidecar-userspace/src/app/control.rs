@@ -56,7 +56,7 @@ pub(super) fn run(channel: &Channel) -> Result<ExitCode, Error> {
 /// Whoever signals every process of the sidecar, a terminal or a service manager, means the supervisor. Threads inherit it.
 fn leave_signals_to_the_supervisor() -> Result<(), Error> {
     let mut set = SigSet::empty();
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| set.add(signal));
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2].into_iter().for_each(|signal| set.add(signal));
     set.thread_block().map_err(|errno| Error::Runtime { what: "block signals", source: errno.into() })
 }
 
@@ -67,6 +67,7 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
         queues,
         tunnels,
         drain,
+        handed_over,
         heartbeat,
         telemetry,
         log,
@@ -75,6 +76,7 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
         trust,
         readiness,
         under_way,
+        waiting,
         generation,
         reload_failed,
         began,
@@ -86,6 +88,7 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
         addresses: readiness.condition("addresses"),
         attached: watch::Sender::new(false),
         stop: watch::Sender::new(Stop::Not),
+        board: board.clone(),
     };
     let switch = Switch::new(board.clone(), supervisor, &telemetry);
     let acceleration = loaded.config.capture.acceleration;
@@ -97,8 +100,11 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
         serving: readiness.condition("serving"),
         queues,
         under_way,
+        waiting,
         tunnels: Cell::new(tunnels),
         no_more_tunnels: drain,
+        handed_over,
+        heartbeat: heartbeat.clone(),
         board,
         deadline: loaded.config.proxy.drain_deadline,
         switch: switch.clone(),
@@ -106,6 +112,7 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
     drain.serving.ready();
     let idle_timeout = loaded.config.proxy.idle_timeout;
     let (attached, stop, orphaned) = (told.attached.subscribe(), told.stop.subscribe(), told.stop.subscribe());
+    let no_more_questions = drain.handed_over.subscribe();
     let reload = Reload::new(loaded, generation, permits, &telemetry);
     if reload_failed {
         reload.failed();
@@ -114,7 +121,7 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
     let hooks = hooks(readiness.clone(), heartbeat, &telemetry, log, reload.in_force(), levers);
     orders.report(&Report::Serving);
     let code = tokio::select! {
-        failed = serve_endpoints(endpoints, hooks, orphaned) => failed.map(|never| match never {}).map_err(Error::from),
+        failed = serve_endpoints(endpoints, hooks, no_more_questions, orphaned) => failed.map(|never| match never {}).map_err(Error::from),
         code = drain.follow(stop) => Ok(code),
         () = workers.worker_lost() => {
             tracing::error!("a worker thread has ended; the worker process ends too, so that it is started anew");
@@ -131,14 +138,15 @@ async fn control(sidecar: Sidecar, orders: Orders) -> Result<ExitCode, Error> {
     code
 }
 
-/// Serves the endpoints until the supervisor is gone: whoever comes after it needs the ports.
+/// Serves the endpoints until another worker does, or the supervisor is gone: whoever comes after it needs the ports.
 async fn serve_endpoints(
     endpoints: admin::Listeners,
     hooks: admin::Hooks,
+    no_more: watch::Receiver<bool>,
     mut stop: watch::Receiver<Stop>,
 ) -> Result<Infallible, admin::Error> {
     tokio::select! {
-        failed = admin::serve(endpoints, hooks) => failed,
+        failed = admin::serve(endpoints, hooks, no_more) => failed,
         _ = stopped(&mut stop, |stop| *stop == Stop::Orphaned) => pending().await,
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     cell::Cell,
+    convert::Infallible,
     net::TcpListener,
     process::ExitCode,
     time::{Duration, Instant},
@@ -16,11 +17,11 @@ use tokio::sync::watch;
 
 use super::{
     orders::{Orders, Stop, stopped},
-    start::millis,
+    start::{Waiting, millis},
 };
 use crate::{
     control::{Report, Withdrawn},
-    lifecycle::{board::BoardReader, readiness::Condition},
+    lifecycle::{beats::Heartbeat, board::BoardReader, readiness::Condition},
     net,
     serve::UnderWay,
     telemetry::{CloseReason, Direction, Telemetry},
@@ -99,9 +100,13 @@ pub(super) struct Drain {
     pub(super) serving: Condition,
     pub(super) queues: [TcpListener; 2],
     pub(super) under_way: UnderWay,
+    pub(super) waiting: Waiting,
     pub(super) tunnels: Cell<Option<TcpListener>>,
     /// True: no more tunnels.
     pub(super) no_more_tunnels: watch::Sender<bool>,
+    /// True: nothing more at all.
+    pub(super) handed_over: watch::Sender<bool>,
+    pub(super) heartbeat: Heartbeat,
     pub(super) board: BoardReader,
     /// `proxy.drain_deadline`: of a worker that nobody tells what is left of it.
     pub(super) deadline: Duration,
@@ -116,6 +121,7 @@ impl Drain {
                 self.stop_inbound(&why);
                 left
             }
+            Stop::HandOver(left) => return self.hand_over(left, stop).await,
             Stop::Now(signal) => return at_once(&signal),
             Stop::Orphaned | Stop::Not => return self.end_as_orphan().await,
         };
@@ -155,6 +161,57 @@ impl Drain {
         ExitCode::FAILURE
     }
 
+    /// Another worker serves on the same listeners, and answers whoever asks: nothing is withdrawn, and nothing is said of
+    /// being ready.
+    async fn hand_over(&self, left: Duration, mut stop: watch::Receiver<Stop>) -> ExitCode {
+        tracing::info!(
+            open = self.telemetry.connections().len(),
+            "another worker takes what is new; what is open may end"
+        );
+        self.handed_over.send_replace(true);
+        self.heartbeat.hand_over();
+        self.no_more_tunnels();
+        tokio::select! {
+            () = self.end_what_was_open(Instant::now() + left) => ExitCode::SUCCESS,
+            never = self.tell_what_is_open() => match never {},
+            stop = stopped(&mut stop, |stop| matches!(stop, Stop::Now(_) | Stop::Orphaned)) => match stop {
+                Stop::Now(signal) => at_once(&signal),
+                _ => self.end_as_orphan().await,
+            }
+        }
+    }
+
+    async fn tell_what_is_open(&self) -> Infallible {
+        const EVERY: Duration = Duration::from_secs(1);
+        let mut told = None;
+        loop {
+            let open = self.telemetry.connections().len() as u64;
+            if told.replace(open) != Some(open) {
+                self.orders.report(&Report::Open(open));
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// What waits in the listeners' queues is for the other one. What another sidecar has made ready for its next connection is not
+    /// taken away from it before it uses it or gives it up.
+    async fn end_what_was_open(&self, deadline: Instant) {
+        let started = Instant::now();
+        let table = self.telemetry.connections();
+        let open = async {
+            tokio::time::sleep(HANDSHAKE).await;
+            table.empty().await;
+            while !self.under_way.is_none() || !self.waiting.is_none() || !table.is_empty() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        if tokio::time::timeout_at(deadline.into(), open).await.is_ok() {
+            tracing::info!(ms = millis(started.elapsed()), "drained");
+            return;
+        }
+        self.reset_what_is_open().await;
+    }
+
     async fn drain(&self, left: Duration) {
         let started = Instant::now();
         let deadline = started + left;
@@ -184,6 +241,10 @@ impl Drain {
             tracing::info!(ms = millis(started.elapsed()), "drained");
             return;
         }
+        self.reset_what_is_open().await;
+    }
+
+    async fn reset_what_is_open(&self) {
         let table = self.telemetry.connections();
         if !table.is_empty() {
             tracing::warn!(open = table.len(), "the drain deadline has passed; resetting what is open");

@@ -86,11 +86,13 @@ fn stale(heartbeat: &Heartbeat, limit: Duration) -> Vec<Unready> {
 /// What the supervisor knows joins every rendering of the metrics.
 pub(super) fn export_board(telemetry: &Telemetry, board: BoardReader) {
     const RESTARTS: &str = "sidecar_worker_restarts_total";
+    const UPGRADES: &str = "sidecar_upgrades_total";
     const STARTUP: &str = "sidecar_startup_seconds";
     const UNCAPTURED: &str = "sidecar_uncaptured_connections";
     const UNCAPTURED_TOTAL: &str = "sidecar_uncaptured_connections_total";
     telemetry.within(|| {
         metrics::describe_counter!(RESTARTS, "Worker processes that were started again, by why the one before ended.");
+        metrics::describe_counter!(UPGRADES, "Upgrades in place that were asked for, by what became of them.");
         metrics::describe_gauge!(STARTUP, "Time that each part of the sidecar's start took.");
     });
     let supervisor = board.clone();
@@ -106,6 +108,15 @@ pub(super) fn export_board(telemetry: &Telemetry, board: BoardReader) {
             metrics::gauge!(UNCAPTURED, "origin" => origin).set(board.get(open) as f64);
             metrics::counter!(UNCAPTURED_TOTAL, "origin" => origin).absolute(board.get(seen));
         }
+        for (result, figure) in [
+            ("upgraded", Figure::UpgradesDone),
+            ("refused", Figure::UpgradesRefused),
+            ("rolled_back", Figure::UpgradesRolledBack),
+        ] {
+            metrics::counter!(UPGRADES, "result" => result).absolute(board.get(figure));
+        }
+        metrics::gauge!("sidecar_leaving_workers").set(board.get(Figure::LeavingWorkers) as f64);
+        metrics::gauge!("sidecar_leaving_connections").set(board.get(Figure::LeavingConnections) as f64);
         for (reason, figure) in [
             ("exited", Figure::RestartsExited),
             ("killed", Figure::RestartsKilled),

@@ -10,7 +10,7 @@ use tokio::{
 use super::{Error, reload::Reload};
 use crate::{
     control::{self, Channel, Condition, Order, Report},
-    lifecycle::readiness,
+    lifecycle::{board::BoardReader, readiness},
 };
 
 /// Why to end.
@@ -20,6 +20,8 @@ pub(super) enum Stop {
     Not,
     /// What is open gets so much time to end; why.
     Drain(String, Duration),
+    /// Another worker serves; what is open gets so much time to end.
+    HandOver(Duration),
     /// At once; why.
     Now(String),
     /// The supervisor is gone, and the programs with it: nothing new will come, and nobody would be told.
@@ -46,6 +48,7 @@ pub(super) struct Told {
     /// True: the programs are attached, effective or not.
     pub(super) attached: watch::Sender<bool>,
     pub(super) stop: watch::Sender<Stop>,
+    pub(super) board: BoardReader,
 }
 
 impl Orders {
@@ -114,6 +117,17 @@ impl Orders {
                     *stop = Stop::Drain(why, left);
                 }
             }),
+            Order::HandOver { left } => told.stop.send_modify(|stop| {
+                if *stop == Stop::Not {
+                    *stop = Stop::HandOver(left);
+                }
+            }),
+            Order::Board => {
+                let replaced = descriptors.into_iter().next().map(|board| told.board.replace(board));
+                if !matches!(replaced, Some(Ok(()))) {
+                    tracing::warn!(?replaced, "the supervisor's figures stay what they were");
+                }
+            }
             Order::End { signal } => drop(told.stop.send_replace(Stop::Now(signal))),
             Order::Start(_) => tracing::error!("a second order to start; please report"),
         }

@@ -43,6 +43,8 @@ pub(super) struct Sidecar {
     pub(super) tunnels: Option<TcpListener>,
     /// True: no more tunnels.
     pub(super) drain: watch::Sender<bool>,
+    /// True: nothing more at all.
+    pub(super) handed_over: watch::Sender<bool>,
     pub(super) heartbeat: Heartbeat,
     pub(super) telemetry: Telemetry,
     pub(super) log: LogControl,
@@ -51,6 +53,7 @@ pub(super) struct Sidecar {
     pub(super) trust: Option<Trust>,
     pub(super) readiness: Readiness,
     pub(super) under_way: UnderWay,
+    pub(super) waiting: Waiting,
     /// Configurations put in force before.
     pub(super) generation: u64,
     /// The one that was read last had a fault.
@@ -59,6 +62,18 @@ pub(super) struct Sidecar {
     pub(super) board: BoardReader,
     /// Process id of the supervisor.
     pub(super) supervisor: u32,
+}
+
+/// Connections of other sidecars that are secured and wait for their use.
+pub(super) struct Waiting {
+    room: Arc<Semaphore>,
+    all: usize,
+}
+
+impl Waiting {
+    pub(super) fn is_none(&self) -> bool {
+        self.room.available_permits() == self.all
+    }
 }
 
 /// When the start began whose end will be told.
@@ -97,22 +112,25 @@ pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidec
     let mtls = Mtls { config: config.mtls.clone(), current: Current::default() };
     let mut trust = Trust::begin(config, &telemetry, &mtls, &readiness);
     let permits = telemetry.within(|| Permits::new(Policy::new(&config.authorization)));
-    let drain = watch::Sender::new(false);
+    let (drain, handed_over) = (watch::Sender::new(false), watch::Sender::new(false));
     let slots = slots_per_direction(config);
     let shared = share(config, &telemetry, board.clone(), mtls, &permits, slots);
     let under_way = shared.under_way.clone();
+    let waiting = Waiting { room: Arc::clone(&shared.waiting), all: shared.waiting.available_permits() };
     // The identity comes before what would be carried without it.
     if let Some(trust) = &mut trust {
-        trust.first().await;
+        if start.successor { trust.await_identity().await } else { trust.first().await }
     }
     let tunnelling = tunnels.as_ref().map(|listener| (listener, drain.subscribe()));
-    let workers = start_workers(config, &queues, tunnelling, &heartbeat, shared, slots)?;
+    let beating = (&heartbeat, handed_over.subscribe());
+    let workers = start_workers(config, &queues, tunnelling, beating, shared, slots)?;
     Ok(Sidecar {
         workers,
         endpoints,
         queues,
         tunnels,
         drain,
+        handed_over,
         heartbeat,
         telemetry,
         log,
@@ -120,6 +138,7 @@ pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidec
         trust,
         readiness,
         under_way,
+        waiting,
         generation: start.generation,
         reload_failed: start.reload_failed,
         began,
@@ -188,7 +207,7 @@ fn start_workers(
     config: &Config,
     queues: &[TcpListener; 2],
     tunnels: Option<(&TcpListener, watch::Receiver<bool>)>,
-    heartbeat: &Heartbeat,
+    (heartbeat, handed_over): (&Heartbeat, watch::Receiver<bool>),
     shared: Arc<Shared>,
     most: usize,
 ) -> Result<Running, Error> {
@@ -225,6 +244,7 @@ fn start_workers(
         heartbeat: heartbeat.clone(),
         // Three missed beats are a sign of trouble, one is not.
         beat_every: config.capture.heartbeat_max_age / 4,
+        handed_over,
     };
     workers.start().map_err(runtime("start the worker threads"))
 }

@@ -43,6 +43,17 @@ impl Trust {
         })
     }
 
+    /// Waits until there is an identity, however long: another worker serves meanwhile.
+    pub(super) async fn await_identity(&mut self) {
+        while self.watch.current().is_none() {
+            tokio::select! {
+                never = &mut self.source => match never {},
+                () = self.watch.changed() => {}
+            }
+        }
+        self.put_in_force();
+    }
+
     /// Waits until there is an identity, or it is known that there is none for now, but not long.
     pub(super) async fn first(&mut self) {
         /// A source that answers at all does so in milliseconds; one that does not must not keep the pod from starting.

@@ -150,7 +150,7 @@ fn hangs(socket: &Path) -> String {
 }
 
 /// The admin socket of the sidecar of this configuration.
-fn socket(config: &Config) -> Result<PathBuf, String> {
+pub(super) fn socket(config: &Config) -> Result<PathBuf, String> {
     let netns = config.pod.netns.as_deref().unwrap_or(Path::new("/proc/self/ns/net"));
     let inode = fs::metadata(netns).map_err(|error| format!("stat {}: {error}", netns.display()))?.ino();
     Ok(admin::socket::path(&config.telemetry, inode))

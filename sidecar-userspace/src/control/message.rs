@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::Error;
 
-/// Version of the language. Supervisor and worker are one binary; only a mistake, or somebody else, brings others together.
-const VERSION: u8 = 1;
+/// Version of the language. Supervisor and worker are one binary, but for the time in which a new binary takes the place of
+/// another: then both speak this version. To be raised with every change of a message.
+pub const VERSION: u8 = 2;
 
 /// Bytes of a message at most. A reason for not being ready, with the kernel's words in it, fits.
 pub(super) const LONGEST: usize = 16 * 1024;
@@ -31,6 +32,14 @@ pub enum Order {
     Reload(u64),
     /// It could not be read.
     ReloadFailed,
+    /// Figures are on the board in this descriptor from now on.
+    Board,
+    /// Another worker serves: take nothing more, let what is open end, and end. The capture goes on. Answered by
+    /// [`Report::Open`], now and as often as it is worth telling.
+    HandOver {
+        /// Time until the deadline.
+        left: Duration,
+    },
     /// Let what is open end, and end.
     Drain {
         /// What asked for it: a signal, a command, the end of the application.
@@ -74,6 +83,8 @@ pub struct Start {
     pub began: u64,
     /// Workers before this one.
     pub predecessors: u64,
+    /// Another worker serves until this one does: so there is time to wait for an identity.
+    pub successor: bool,
     /// Process id of the supervisor, which is the sidecar's for everybody else.
     pub supervisor: u32,
     /// Log directives that somebody has set while the sidecar ran; `None`: those of the configuration.
@@ -107,6 +118,8 @@ pub enum Report {
         /// Whether it is.
         in_force: bool,
     },
+    /// Connections that are open after [`Order::HandOver`]; nothing more is taken.
+    Open(u64),
     /// Somebody has set the log directives.
     LogLevel(String),
     /// Somebody asks for the end: begin to drain.

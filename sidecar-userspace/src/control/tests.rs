@@ -24,6 +24,7 @@ fn start() -> Start {
         reload_failed: false,
         began: u64::MAX,
         predecessors: 1,
+        successor: true,
         supervisor: 4711,
         log_level: Some("debug".to_owned()),
     }
@@ -39,6 +40,8 @@ fn every_message_arrives_as_it_was_sent_and_alone() {
             Order::Condition { condition: Condition::Programs, unready: Some("a\n\"b\" \u{0}".to_owned()) },
             Order::Condition { condition: Condition::Addresses, unready: None },
             Order::Reload(2),
+            Order::Board,
+            Order::HandOver { left: Duration::from_secs(30) },
             Order::ReloadFailed,
             Order::Drain { why: "SIGTERM".to_owned(), left: Duration::from_millis(1500) },
             Order::End { signal: "SIGINT".to_owned() },
@@ -56,6 +59,7 @@ fn every_message_arrives_as_it_was_sent_and_alone() {
             Report::Pong(0),
             Report::Reloaded { offer: 2, in_force: true },
             level,
+            Report::Open(7),
             Report::Drain,
             Report::Withdraw(Withdrawn::Inbound),
         ]
@@ -88,17 +92,17 @@ fn descriptors_travel_with_their_message() {
 #[test]
 fn what_is_not_of_the_language_is_refused_and_the_next_message_is_understood() {
     let (worker, supervisor) = Channel::pair().unwrap();
-    let long = [&b"\x01{\"Failed\":\""[..], &vec![b'x'; LONGEST], b"\"}"].concat();
+    let long = [&b"\x02{\"Failed\":\""[..], &vec![b'x'; LONGEST], b"\"}"].concat();
     for (bytes, expected) in [
-        (&b"\x02\"Serving\""[..], "version 2"),
-        (b"\x01", "cannot be understood"),
-        (b"\x01\"Serving", "cannot be understood"),
-        (b"\x01\"Surrender\"", "unknown variant"),
-        (b"\x01{\"Pong\":-1}", "invalid value"),
-        (b"\x01{\"Pong\":1,\"Pong\":2}", "cannot be understood"),
-        (b"\x01{\"Reloaded\":{\"a\":1}}", "unknown field"),
-        (b"\x01\"Serving\" \"Serving\"", "trailing"),
-        (b"\x01\xff\xfe", "cannot be understood"),
+        (&b"\x03\"Serving\""[..], "version 3"),
+        (b"\x02", "cannot be understood"),
+        (b"\x02\"Serving", "cannot be understood"),
+        (b"\x02\"Surrender\"", "unknown variant"),
+        (b"\x02{\"Pong\":-1}", "invalid value"),
+        (b"\x02{\"Pong\":1,\"Pong\":2}", "cannot be understood"),
+        (b"\x02{\"Reloaded\":{\"a\":1}}", "unknown field"),
+        (b"\x02\"Serving\" \"Serving\"", "trailing"),
+        (b"\x02\xff\xfe", "cannot be understood"),
         (&long, "it was cut"),
     ] {
         write(&worker, bytes).unwrap();
@@ -113,9 +117,9 @@ fn what_is_not_of_the_language_is_refused_and_the_next_message_is_understood() {
 fn an_order_with_a_field_too_many_or_too_few_is_refused() {
     let (supervisor, worker) = Channel::pair().unwrap();
     for bytes in [
-        &b"\x01{\"Start\":{\"cpus\":1}}"[..],
-        b"\x01{\"Drain\":{\"why\":\"SIGTERM\",\"left\":{\"secs\":1,\"nanos\":0},\"now\":true}}",
-        b"\x01{\"Condition\":{\"condition\":\"Weather\",\"unready\":null}}",
+        &b"\x02{\"Start\":{\"cpus\":1}}"[..],
+        b"\x02{\"Drain\":{\"why\":\"SIGTERM\",\"left\":{\"secs\":1,\"nanos\":0},\"now\":true}}",
+        b"\x02{\"Condition\":{\"condition\":\"Weather\",\"unready\":null}}",
     ] {
         write(&supervisor, bytes).unwrap();
         assert!(matches!(worker.receive::<Order>(), Err(Error::Malformed(_))));

@@ -8,7 +8,7 @@ use std::{
     os::fd::AsFd,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +27,8 @@ pub struct Heartbeat(Arc<Shared>);
 struct Shared {
     threads: Box<[AtomicU64]>,
     array: Words,
+    /// Another process beats there now.
+    handed_over: AtomicBool,
 }
 
 impl Heartbeat {
@@ -37,7 +39,8 @@ impl Heartbeat {
     pub fn map(array: impl AsFd, threads: usize) -> io::Result<Self> {
         let now = monotonic_now();
         let threads = (0..threads).map(|_| AtomicU64::new(now)).collect();
-        let heartbeat = Self(Arc::new(Shared { threads, array: Words::map(array, WORDS)? }));
+        let heartbeat =
+            Self(Arc::new(Shared { threads, array: Words::map(array, WORDS)?, handed_over: AtomicBool::new(false) }));
         heartbeat.publish();
         Ok(heartbeat)
     }
@@ -48,8 +51,16 @@ impl Heartbeat {
         self.publish();
     }
 
+    /// From now on another process beats, and a thread of this one that hangs is no sign of that.
+    pub fn hand_over(&self) {
+        self.0.handed_over.store(true, Ordering::Relaxed);
+    }
+
     /// So many connections are open.
     pub fn carries(&self, connections: usize) {
+        if self.0.handed_over.load(Ordering::Relaxed) {
+            return;
+        }
         self.0.array.get(1).store(connections as u64, Ordering::Relaxed);
     }
 
@@ -63,6 +74,9 @@ impl Heartbeat {
     }
 
     fn publish(&self) {
+        if self.0.handed_over.load(Ordering::Relaxed) {
+            return;
+        }
         self.0.array.get(0).store(self.oldest(), Ordering::Relaxed);
     }
 }
@@ -137,6 +151,19 @@ mod tests {
         assert_eq!(pulse.0.get(0).load(Ordering::Relaxed), first, "the other thread has not beaten");
         heartbeat.beat(0);
         assert!(pulse.0.get(0).load(Ordering::Relaxed) > first);
+    }
+
+    #[test]
+    fn whoever_has_handed_over_leaves_the_beat_to_another() {
+        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
+        array.set_len(4096).unwrap();
+        let pulse = Pulse::map(&array).unwrap();
+        let before = Heartbeat::map(&array, 1).unwrap();
+        before.hand_over();
+        pulse.0.get(0).store(1, Ordering::Relaxed);
+        before.beat(0);
+        before.carries(7);
+        assert_eq!((pulse.0.get(0).load(Ordering::Relaxed), pulse.0.get(1).load(Ordering::Relaxed)), (1, 0));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     fs::File,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::{
         Arc,
         atomic::{Ordering, fence},
@@ -58,6 +58,16 @@ pub enum Figure {
     FastPathConnections,
     /// How often an operator was answered about it.
     FastPathAnswers,
+    /// Binaries that took the place of the one before.
+    UpgradesDone,
+    /// Upgrades that changed nothing.
+    UpgradesRefused,
+    /// Upgrades after which the binary before went on.
+    UpgradesRolledBack,
+    /// Workers that were replaced and still carry what was open.
+    LeavingWorkers,
+    /// Connections that they carry.
+    LeavingConnections,
     /// Nanoseconds that a part of the sidecar's start took ([`super::startup::Phase`], as the five below).
     StartConfiguration,
     /// Programs loaded.
@@ -113,6 +123,19 @@ impl Board {
         Ok(Self { words, file })
     }
 
+    /// A board that begins with everything that is on another one, of which there is only a descriptor left: nobody can write
+    /// that one any more.
+    ///
+    /// # Errors
+    /// The kernel gives no memory, or there is no board behind the descriptor.
+    pub fn copy_of(other: impl AsFd) -> io::Result<Self> {
+        let (board, before) = (Self::new()?, Words::map_to_read(other, ALL)?);
+        for word in 0..ALL {
+            board.words.get(word).store(before.get(word).load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        Ok(board)
+    }
+
     /// Writes a figure.
     pub fn set(&self, figure: Figure, value: u64) {
         self.words.get(figure as usize).store(value, Ordering::Relaxed);
@@ -150,6 +173,12 @@ impl AsFd for Board {
     }
 }
 
+impl AsRawFd for Board {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
 /// The worker's end. Clones read the same board.
 #[derive(Clone)]
 pub struct BoardReader(Arc<Words>);
@@ -161,6 +190,14 @@ impl BoardReader {
     /// It cannot be mapped.
     pub fn map(board: impl AsFd) -> io::Result<Self> {
         Ok(Self(Arc::new(Words::map_to_read(board, ALL)?)))
+    }
+
+    /// Reads the board behind this descriptor from now on, and so do all clones.
+    ///
+    /// # Errors
+    /// It cannot be mapped; then the one before is read.
+    pub fn replace(&self, board: impl AsFd) -> io::Result<()> {
+        self.0.replace(board)
     }
 
     /// A figure as it is now.
@@ -211,6 +248,23 @@ mod tests {
         assert_eq!(found, ports);
         board.set_device_bound(&HashSet::new());
         assert!(!reader.is_device_bound(8080));
+    }
+
+    #[test]
+    fn a_reader_goes_over_to_the_copy_of_a_board_that_nobody_writes_any_more() {
+        let first = Board::new().unwrap();
+        first.set(Figure::OlderOpen, 7);
+        first.say("why");
+        let reader = BoardReader::map(&first).unwrap();
+        let clone = reader.clone();
+        let second = Board::copy_of(&first).unwrap();
+        second.add(Figure::OlderOpen, 1);
+        assert_eq!(reader.get(Figure::OlderOpen), 7);
+        reader.replace(&second).unwrap();
+        drop(first);
+        assert_eq!((clone.get(Figure::OlderOpen), clone.said()), (8, "why".to_owned()));
+        second.set(Figure::OlderOpen, 9);
+        assert_eq!(clone.get(Figure::OlderOpen), 9);
     }
 
     #[test]

@@ -38,6 +38,17 @@ impl Words {
         Ok(Self { at, bytes, count })
     }
 
+    /// Puts the words of another file in the place of these, which were mapped for reading: whoever reads them reads the
+    /// others from then on.
+    pub(super) fn replace(&self, file: impl AsFd) -> io::Result<()> {
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: the place is our own mapping, of this length, which the kernel replaces at once; all uses of it are atomic
+        // loads of whole words, which may come before or after.
+        let at = unsafe { mmap(Some(self.at.addr()), self.bytes, ProtFlags::PROT_READ, flags, file, 0) }?;
+        debug_assert_eq!(at, self.at);
+        Ok(())
+    }
+
     /// One of them. A word that was mapped for reading must not be stored to: the process would die of it.
     pub(super) fn get(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.count, "word {index} of {}", self.count);

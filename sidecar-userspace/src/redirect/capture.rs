@@ -71,8 +71,6 @@ pub struct Attached {
 pub struct Capture {
     fast_path: Option<fast_path::Parts>,
     pub(super) links: Vec<Named>,
-    /// The programs of the links, if this process loaded them.
-    code: Code,
     store: Option<Store>,
     marker: Marker,
     pub(super) counters: Counters,
@@ -163,11 +161,10 @@ impl Prepared {
         links.extend(attaching.to_netns(&[LOOKUP_PROGRAM])?);
         self.settle(&pod)?;
         let fast_path = self.fast_path(&pod)?;
-        let Self { mut maps, code, store, marker, shared, addresses, listeners, log, .. } = self;
+        let Self { mut maps, store, marker, shared, addresses, listeners, log, .. } = self;
         let rules = maps.take("RULES").try_into().map_err(map_error("RULES", "opened"))?;
         let ids = ids(&links)?;
-        let capture =
-            Capture { fast_path, links, code, store, marker, counters, listeners, rules, pod, ids, _maps: maps };
+        let capture = Capture { fast_path, links, store, marker, counters, listeners, rules, pod, ids, _maps: maps };
         Ok(Attached { capture, shared, addresses, listeners: listener_watch, uncaptured, log })
     }
 
@@ -252,18 +249,23 @@ impl Capture {
         self.store.as_ref()
     }
 
-    /// Has the links run this process's programs again, after a successor that could not go on had put its own into them.
+    /// Keeps the links in a store that goes with this process, until [`Self::hold_links`]: for a successor that is about to take over.
     ///
     /// # Errors
-    /// The kernel's answer for the program that it refused.
-    pub fn retake(&self) -> Result<(), Error> {
-        for (program, link) in &self.links {
-            if let Some(code) = self.code.get(program) {
-                let failed = |source| Error::Attach { program, target: "its link".to_owned(), source };
-                bpf::update(link.as_fd(), code.as_fd()).map_err(failed)?;
-            }
+    /// The kernel's answer for the link that it does not pin.
+    pub fn offer_links(&self) -> Result<(), Error> {
+        let store = self.store.as_ref().filter(|store| store.has_no_place());
+        let pin =
+            |store: &Store| self.links.iter().try_for_each(|(program, link)| store.pin_link(program, link.as_fd()));
+        store.map_or(Ok(()), pin)
+    }
+
+    /// Holds the links by their descriptors alone, unless they are to outlive this process: the kernel cuts a link at once when its
+    /// last descriptor is closed, but its last pin some time after the file system has gone.
+    pub fn hold_links(&self) {
+        if let Some(store) = self.store.as_ref().filter(|store| store.has_no_place()) {
+            self.links.iter().for_each(|(program, _)| store.unpin_link(program));
         }
-        self.store.as_ref().map_or(Ok(()), |store| store.complete(&self.marker))
     }
 
     /// Where a process of the sidecar is, if somebody has moved it: see [`Pod::moved`].

@@ -109,6 +109,22 @@ impl FastPath {
         self.0.board.add(Figure::FastPathAnswers, 1);
     }
 
+    /// Lets every byte go by TCP from the next message on, until [`Self::resume`]. Returns what that needs.
+    pub fn pause(&self) -> Option<bool> {
+        let mut state = self.lock();
+        let wanted = state.wanted.replace(false);
+        state.apply();
+        wanted
+    }
+
+    /// As it was before [`Self::pause`].
+    pub fn resume(&self, wanted: Option<bool>) {
+        let mut state = self.lock();
+        state.wanted = wanted;
+        state.apply();
+        self.publish(&state);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere leaves a state that still holds.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)

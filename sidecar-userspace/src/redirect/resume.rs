@@ -53,13 +53,27 @@ impl Programs {
                 Self::adopt(store, marker, config)
             }
             Beginning::Load { by_init } => {
-                let store =
-                    if by_init || config.capture.on_failure == OnFailure::Closed { Some(fresh(pod)?) } else { None };
+                let pinned = by_init || config.capture.on_failure == OnFailure::Closed;
+                let store = if pinned { Some(fresh(pod)?) } else { for_a_successor() };
                 let mut programs = Self::load_all(config, store)?;
                 programs.marker.by_init = by_init;
                 Ok(programs)
             }
         }
+    }
+
+    /// What the next binary of a sidecar that runs attaches: its own, with the maps and links in the store; or the programs that are
+    /// there, if it has no right to load any.
+    ///
+    /// # Errors
+    /// The store does not fit; the kernel refuses.
+    pub fn take_over(store: Store, config: &Config) -> Result<Self, Error> {
+        if missing_capabilities().is_empty() {
+            return Self::load_all(config, Some(store));
+        }
+        let half_made = || Error::Unfit { path: store.shown(), why: "it was left half made".to_owned() };
+        let marker = store.marker()?.ok_or_else(half_made)?;
+        Self::adopt(store, marker, config)
     }
 
     pub(super) fn load_all(config: &Config, store: Option<Store>) -> Result<Self, Error> {
@@ -102,6 +116,12 @@ impl Programs {
         let (cpus, log) = (rooms.cpus, None);
         Ok(Self { ebpf: None, maps, code, store: Some(store), marker, log, discovery, mesh_link: None, cpus, subflows })
     }
+}
+
+/// A store that is for the next binary of this process alone. Without one there is no upgrade in place, and nothing else is amiss:
+/// whoever asks for it is told ([`Store::detached`]).
+fn for_a_successor() -> Option<Store> {
+    Store::detached().map(|(store, _)| store).ok()
 }
 
 fn fresh(pod: &Pod) -> Result<Store, Error> {

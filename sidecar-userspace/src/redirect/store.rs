@@ -178,6 +178,17 @@ impl Store {
         self.pin(&self.path(LINKS, program), link, "pin links in")
     }
 
+    /// Unpins a link, which goes on as long as somebody holds it.
+    pub(super) fn unpin_link(&self, program: &str) {
+        // There may be none.
+        let _ = fs::remove_file(self.path(LINKS, program));
+    }
+
+    /// Whether it is in a file system that is mounted nowhere.
+    pub(super) fn has_no_place(&self) -> bool {
+        self.shown() == Path::new("/")
+    }
+
     /// Pins a program in the place of one that was there.
     pub(super) fn pin_program(&self, name: &str, program: BorrowedFd<'_>) -> Result<(), Error> {
         self.pin(&self.path(PROGRAMS, name), program, "pin programs in")

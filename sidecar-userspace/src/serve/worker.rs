@@ -45,6 +45,7 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) heartbeat: Heartbeat,
     pub(super) beat_every: Duration,
+    pub(super) handed_over: watch::Receiver<bool>,
 }
 
 impl Worker {
@@ -83,8 +84,8 @@ impl Worker {
         let tunnels = self.tunnels.take();
         tokio::select! {
             () = self.beat() => {}
-            () = self.accept(&self.acceptors[0]) => {}
-            () = self.accept(&self.acceptors[1]) => {}
+            () = self.accept_until_handed_over(&self.acceptors[0]) => {}
+            () = self.accept_until_handed_over(&self.acceptors[1]) => {}
             () = serve(tunnels) => {}
         }
     }
@@ -105,6 +106,16 @@ impl Worker {
                 Ok(_) | Err(Errno::EAGAIN) => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// What is accepted is carried at once, so that there is no connection between the two when this ends.
+    async fn accept_until_handed_over(&self, acceptor: &Acceptor) {
+        let mut handed_over = self.handed_over.clone();
+        tokio::select! {
+            biased;
+            _ = handed_over.wait_for(|over| *over) => pending().await,
+            () = self.accept(acceptor) => {}
         }
     }
 

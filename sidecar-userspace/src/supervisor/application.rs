@@ -25,8 +25,14 @@ pub(super) struct Application {
 }
 
 impl Application {
-    pub(super) fn new(processes: Applications, follows: bool) -> Self {
-        Self { processes, follows, were_there: false, draining: false, at: Instant::now() }
+    /// `were_there`: somebody has seen them before.
+    pub(super) fn new(processes: Applications, follows: bool, were_there: bool) -> Self {
+        Self { processes, follows, were_there, draining: false, at: Instant::now() }
+    }
+
+    /// Whether there have been any.
+    pub(super) fn were_there(&self) -> bool {
+        self.were_there
     }
 
     /// When to look again.

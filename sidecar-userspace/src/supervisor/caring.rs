@@ -11,7 +11,7 @@ use super::{
     restarts::Tell,
     start::Lent,
     turns::{Ending, SILENT_LIMIT, Supervisor},
-    worker::{End, Reason, START_LIMIT, Stage, Why, Worker},
+    worker::{End, OWN_BINARY, Reason, START_LIMIT, Stage, Why, Worker},
 };
 use crate::{
     control::{self, Order},
@@ -36,7 +36,10 @@ impl Supervisor {
                 }
             }
         }
-        if self.worker.is_none() && self.ending.as_ref().is_some_and(|ending| self.has_ended(ending, now)) {
+        if self.worker.is_none()
+            && self.upgrades.leaving.is_empty()
+            && self.ending.as_ref().is_some_and(|ending| self.has_ended(ending, now))
+        {
             return Ok(Some(ExitCode::SUCCESS));
         }
         if self.restart_at.is_some_and(|at| at <= now) {
@@ -108,8 +111,8 @@ impl Supervisor {
         self.restart_at = None;
         let Self { board, keeping, listeners, configurations, .. } = self;
         let lent = Lent { board, shared: &keeping.shared, listeners, configurations };
-        let started = Worker::spawn().and_then(|worker| {
-            match lent.start(&worker, self.began, self.predecessors, self.log_level.as_ref()) {
+        let started = Worker::spawn(OWN_BINARY).and_then(|worker| {
+            match lent.start(&worker, self.began, self.predecessors, self.log_level.as_ref(), false) {
                 // One that is dead already is noticed as any other.
                 Ok(()) | Err(control::Error::Gone) => Ok(worker),
                 Err(error) => Err(error.into()),

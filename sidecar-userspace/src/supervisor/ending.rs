@@ -23,6 +23,7 @@ impl Supervisor {
                 }
                 Some(_) => self.end_at_once(signal),
             },
+            Signal::SIGUSR2 => self.upgrade_by_signal(),
             // A child has changed its state: that is looked at in every turn.
             _ => {}
         }
@@ -67,7 +68,12 @@ impl Supervisor {
         /// For the last lines of the access log.
         const A_MOMENT: Duration = Duration::from_secs(2);
         self.restart_at = None;
-        self.tell(&Order::End { signal: signal.to_string() });
+        let end = Order::End { signal: signal.to_string() };
+        self.tell(&end);
+        for leaving in &mut self.upgrades.leaving {
+            leaving.worker.tell(&end);
+            leaving.until = leaving.until.min(Instant::now() + A_MOMENT);
+        }
         if let Some(ending) = &mut self.ending {
             ending.kill_at.get_or_insert_with(|| Instant::now() + A_MOMENT);
         }
@@ -76,7 +82,7 @@ impl Supervisor {
     /// The capture goes first. A failure detaches nothing on purpose: `on_failure` decides, as when the process dies. So it
     /// does where mutual TLS is a must: whoever ends the sidecar did not ask for plaintext.
     pub(super) fn end(self, code: ExitCode) -> ExitCode {
-        let Self { keeping, limits, worker, listeners, .. } = self;
+        let Self { keeping, limits, worker, listeners, upgrades, .. } = self;
         let mut capture = keeping.capture;
         if code == ExitCode::SUCCESS && !limits.stays_closed {
             if let Err(error) = capture.detach() {
@@ -92,6 +98,7 @@ impl Supervisor {
             drop(capture);
         }
         drop(worker);
+        drop(upgrades);
         drop(listeners);
         code
     }

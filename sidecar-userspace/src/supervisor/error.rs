@@ -49,6 +49,15 @@ pub enum Error {
     /// The worker and this process do not understand each other.
     #[error("talking to the worker process: {0}")]
     Control(#[from] control::Error),
+    /// A new binary does not do what it has to.
+    #[error("taking over panicked; please report")]
+    Panicked,
+    /// After an upgrade the capture does not hold.
+    #[error("the programs were put in their places and are not effective: {0}")]
+    NotEffective(String),
+    /// What the binary before has left cannot be used.
+    #[error("the configuration in force: {0}")]
+    Configuration(crate::config::Faults),
     /// The kernel gives no memory, descriptor or signal.
     #[error("{what}: {source}")]
     Runtime {

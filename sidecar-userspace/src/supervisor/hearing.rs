@@ -37,6 +37,8 @@ impl Supervisor {
                 Ok(()) => self.log_level = Some(directives),
                 Err(error) => tracing::warn!(%error, "the supervisor's log level stays what it is"),
             },
+            // One that serves has not handed over.
+            Report::Open(_) => {}
             Report::Drain => self.drain("sidecar drain", false),
             Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
             // Without one nobody is to ask.
@@ -55,6 +57,21 @@ impl Supervisor {
         }
         self.tell_conditions();
         // What the one before has not answered.
+        self.configurations.offers().for_each(|offer| self.send_offer(offer));
+    }
+
+    /// After the upgrade of this process: everybody reads its figures, and the worker that serves knows what the one before knew.
+    pub(super) fn greet(&mut self, newer: bool) {
+        let leaving = self.upgrades.leaving.iter().map(|leaving| &leaving.worker);
+        for worker in self.worker.iter().chain(leaving) {
+            if let Err(error) = worker.channel.send(&Order::Board, &[self.board.as_fd()]) {
+                tracing::warn!(%error, worker = worker.pid(), "a worker goes on with old figures");
+            }
+        }
+        self.tell_conditions();
+        if newer {
+            self.configurations.offer_in_force();
+        }
         self.configurations.offers().for_each(|offer| self.send_offer(offer));
     }
 

@@ -15,7 +15,7 @@ use crate::{
         board::{Board, Figure},
     },
     redirect::{
-        AddressWatch, Attached, BpfLog, Capture, ListenerWatch, SharedMaps, Uncaptured, UncapturedWatch,
+        AddressWatch, Attached, BpfLog, Capture, ListenerWatch, SharedMaps, Store, Uncaptured, UncapturedWatch,
         fast_path::FastPath,
     },
 };
@@ -65,6 +65,21 @@ impl Keeping {
         show(board, keeping.uncaptured.figures());
         itself::show(board);
         keeping
+    }
+
+    /// What a new binary of this sidecar would go on with, or why there is nothing.
+    pub(super) fn store(&self) -> Result<&Store, String> {
+        let refused = || {
+            Store::detached()
+                .err()
+                .map_or_else(|| "none was to be had at the start".to_owned(), |error| error.to_string())
+        };
+        self.capture.store().ok_or_else(refused)
+    }
+
+    /// Why the programs are not effective.
+    pub(super) fn failure(&self) -> Option<&String> {
+        self.programs.as_ref()
     }
 
     /// Has the fast path begin, if the configuration asks for it: it takes its time on a thread of its own.

@@ -1,15 +1,19 @@
 //! Every socket that somebody may connect to: bound once, kept as long as the sidecar lives, lent to each worker.
 
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
     os::{
-        fd::{AsFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::net::UnixListener,
     },
     path::Path,
 };
 
-use super::Error;
+use super::{
+    Error,
+    upgrade::state::{self, Sockets},
+};
 use crate::{
     admin::{self, socket::SocketFile},
     config::Config,
@@ -24,7 +28,8 @@ pub(super) struct Listeners {
     questions: [TcpListener; 3],
     admin_socket: UnixListener,
     pub(super) tunnels: Option<TcpListener>,
-    _file: SocketFile,
+    /// `None`: somebody has removed it.
+    file: Option<SocketFile>,
 }
 
 impl Listeners {
@@ -39,7 +44,37 @@ impl Listeners {
             listen("telemetry.health", telemetry.health)?,
             listen("telemetry.admin", telemetry.admin)?,
         ];
-        Ok(Self { outbound, inbound, questions, admin_socket, tunnels, _file: file })
+        Ok(Self { outbound, inbound, questions, admin_socket, tunnels, file: Some(file) })
+    }
+
+    /// Those that this process had when it ran another binary.
+    pub(super) fn inherited(sockets: &Sockets) -> io::Result<Self> {
+        let tcp = |descriptor| state::again(descriptor).map(TcpListener::from);
+        let [metrics, health, admin] = sockets.questions;
+        Ok(Self {
+            outbound: tcp(sockets.outbound)?,
+            inbound: tcp(sockets.inbound)?,
+            questions: [tcp(metrics)?, tcp(health)?, tcp(admin)?],
+            admin_socket: state::again(sockets.admin_socket)?.into(),
+            tunnels: sockets.tunnels.map(tcp).transpose()?,
+            file: None,
+        })
+    }
+
+    /// The admin socket's file goes with them from now on, if it is there.
+    pub(super) fn own_file_of(&mut self, admin_socket: &Path) {
+        self.file = SocketFile::of(admin_socket).ok();
+    }
+
+    /// For the binary that goes on with them.
+    pub(super) fn sockets(&self) -> Sockets {
+        Sockets {
+            outbound: self.outbound.as_raw_fd(),
+            inbound: self.inbound.as_raw_fd(),
+            questions: self.questions.each_ref().map(AsRawFd::as_raw_fd),
+            admin_socket: self.admin_socket.as_raw_fd(),
+            tunnels: self.tunnels.as_ref().map(AsRawFd::as_raw_fd),
+        }
     }
 
     /// In the order in which the worker expects them.

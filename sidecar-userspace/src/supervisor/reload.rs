@@ -7,7 +7,10 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, PipeReader, Write},
-    os::fd::{AsFd, BorrowedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::fs::FileExt,
+    },
     thread::{self, JoinHandle},
 };
 
@@ -16,8 +19,11 @@ use nix::{
     sys::memfd::{MFdFlags, memfd_create},
 };
 
-use super::Error;
-use crate::config::{Fault, Snapshot};
+use super::{
+    Error,
+    upgrade::state::{self, Kept},
+};
+use crate::config::{Fault, Loaded, Snapshot};
 
 /// The configurations.
 pub(super) struct Configurations {
@@ -59,6 +65,54 @@ impl Configurations {
             reading: None,
             again: false,
         })
+    }
+
+    /// Those that this process had when it ran another binary.
+    pub(super) fn inherited(kept: &Kept) -> io::Result<Self> {
+        let file = |descriptor| state::again(descriptor).map(File::from);
+        let first = file(kept.first)?;
+        let offered = kept.offered.iter().map(|(number, descriptor)| Ok((*number, file(*descriptor)?)));
+        let mut configurations = Self {
+            sources: read(&first)?.without_text(),
+            in_force: kept.in_force.map(file).transpose()?,
+            offered: offered.collect::<io::Result<_>>()?,
+            number: kept.number,
+            failed: kept.failed,
+            generation: kept.generation,
+            reading: None,
+            again: false,
+            first,
+        };
+        if kept.reading {
+            configurations.read_again();
+        }
+        Ok(configurations)
+    }
+
+    /// For the binary that goes on with them.
+    pub(super) fn kept(&self) -> Kept {
+        Kept {
+            first: self.first.as_raw_fd(),
+            in_force: self.in_force.as_ref().map(AsRawFd::as_raw_fd),
+            offered: self.offered.iter().map(|(number, file)| (*number, file.as_raw_fd())).collect(),
+            number: self.number,
+            failed: self.failed,
+            generation: self.generation,
+            reading: self.reading.is_some(),
+        }
+    }
+
+    /// The one of the start.
+    pub(super) fn load_first(&self) -> Result<Loaded, Error> {
+        let snapshot = read(&self.first).map_err(Error::runtime("read the configuration in memory"))?;
+        snapshot.load().map_err(Error::Configuration)
+    }
+
+    /// Offers what is in force to a worker that does not know of it.
+    pub(super) fn offer_in_force(&mut self) {
+        if let Some(Ok(file)) = self.in_force.as_ref().map(File::try_clone) {
+            self.offer(file);
+        }
     }
 
     /// Begins to read the configuration again.
@@ -141,6 +195,13 @@ fn begin(sources: Snapshot) -> io::Result<Reading> {
         read
     })?;
     Ok(Reading { thread, done })
+}
+
+/// What is in such memory. Its position belongs to everybody who has a descriptor of it.
+fn read(memory: &File) -> io::Result<Snapshot> {
+    let mut bytes = vec![0; usize::try_from(memory.metadata()?.len()).map_err(io::Error::other)?];
+    memory.read_exact_at(&mut bytes, 0)?;
+    Snapshot::from_bytes(&bytes).map_err(io::Error::other)
 }
 
 /// Memory that holds it, and that nobody can change any more: the worker gets a descriptor of it.

@@ -18,7 +18,7 @@ impl Signals {
     /// something to undo.
     pub(super) fn block() -> Result<Self, Error> {
         let mut set = SigSet::empty();
-        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD]
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD, Signal::SIGUSR2]
             .into_iter()
             .for_each(|signal| set.add(signal));
         set.thread_block().map_err(Error::runtime("block signals"))?;

@@ -21,9 +21,11 @@ use super::{
     restarts::Restarts,
     signals::Signals,
     turns::{Limits, Supervisor},
-    worker::{START_LIMIT, Stage, Worker},
+    upgrade::{Door, Upgrades},
+    worker::{OWN_BINARY, START_LIMIT, Stage, Worker},
 };
 use crate::{
+    admin,
     config::{Config, Loaded},
     control::{self, Order, Report, Start},
     lifecycle::{
@@ -46,7 +48,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     let signals = Signals::block()?;
     // The worker inherits the network namespace and the cgroup. It comes up while the programs are loaded.
     let pod = Pod::enter(&config.pod)?;
-    let mut worker = Worker::spawn()?;
+    let mut worker = Worker::spawn(OWN_BINARY)?;
     let board = Arc::new(Board::new().map_err(Error::runtime("make memory for figures"))?);
     let mut programs = Programs::for_run(&pod, config)?;
     let told = *programs.subflows() == Subflows::Told;
@@ -62,7 +64,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     let configurations = Configurations::new(&loaded.snapshot())?;
     let lent =
         Lent { board: &board, shared: prepared.shared(), listeners: &listeners, configurations: &configurations };
-    lent.start(&worker, began, 0, None)?;
+    lent.start(&worker, began, 0, None, false)?;
     // No connection is captured before it can be protected.
     await_serving(&mut worker)?;
     watch.done(Phase::Worker);
@@ -73,8 +75,10 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
         worker = worker.pid(),
         "capturing"
     );
-    let application = Application::new(pod.applications().clone(), config.lifecycle.exit_with_application);
+    let upgrades = Upgrades::new(open_door(config, pod.netns_inode()))?;
+    let application = Application::new(pod.applications().clone(), config.lifecycle.exit_with_application, false);
     let attached = prepared.attach(pod)?;
+    attached.capture.hold_links();
     watch.done(Phase::Attach);
     let mut keeping = Keeping::begin(attached, &board);
     watch.done(Phase::Check);
@@ -103,9 +107,16 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
         log_level: None,
         ending: None,
         pings: Pings::new(limits.hung_after),
+        upgrades,
     };
     supervisor.tell_conditions();
     Ok(supervisor)
+}
+
+/// Without it there are still upgrades by signal: nothing else is to fail because of it.
+fn open_door(config: &Config, netns: u64) -> Option<Door> {
+    let opened = Door::open(&admin::socket::path(&config.telemetry, netns));
+    opened.inspect_err(|error| tracing::warn!(%error, "`sidecar upgrade` will not reach this sidecar")).ok()
 }
 
 fn warn_of(config: &Config) {
@@ -133,6 +144,7 @@ impl Lent<'_> {
         began: u64,
         predecessors: u64,
         log_level: Option<&String>,
+        successor: bool,
     ) -> Result<(), control::Error> {
         let Self { board, shared, listeners, configurations } = self;
         let mut descriptors: Vec<BorrowedFd<'_>> =
@@ -147,6 +159,7 @@ impl Lent<'_> {
             reload_failed: configurations.failed,
             began,
             predecessors,
+            successor,
             supervisor: std::process::id(),
             log_level: log_level.cloned(),
         };
@@ -219,7 +232,7 @@ fn raise_descriptor_limit() {
 }
 
 /// What the start needed is not needed again: the eBPF object, its programs and the configuration.
-fn give_back_memory() {
+pub(super) fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: gives free memory of the allocator back to the kernel; there is one thread.
     unsafe {

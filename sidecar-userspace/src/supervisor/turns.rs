@@ -21,6 +21,7 @@ use super::{
     reload::Configurations,
     restarts::Restarts,
     signals::Signals,
+    upgrade::Upgrades,
     worker::{START_LIMIT, Stage, Worker},
 };
 use crate::{
@@ -74,6 +75,7 @@ pub(super) struct Supervisor {
     pub(super) log_level: Option<String>,
     pub(super) ending: Option<Ending>,
     pub(super) pings: Pings,
+    pub(super) upgrades: Upgrades,
 }
 
 /// Somebody has asked for the end.
@@ -99,6 +101,7 @@ enum Speaker {
     Signals,
     Worker,
     Configuration,
+    Upgrades,
     Kept(Watched),
 }
 
@@ -114,6 +117,7 @@ impl Supervisor {
             while let Some(signal) = self.signals.next() {
                 self.signalled(signal);
             }
+            self.look_after_upgrades(spoke(Speaker::Upgrades));
             if let Some(code) = self.look_after_worker()? {
                 return Ok(self.end(code));
             }
@@ -138,8 +142,9 @@ impl Supervisor {
     /// Waits until somebody speaks or something is due.
     fn wait(&self) -> Result<Vec<Speaker>, Error> {
         let mut speakers: Vec<(Speaker, BorrowedFd<'_>)> = vec![(Speaker::Signals, self.signals.as_fd())];
-        let heard = self.worker.as_ref().filter(|worker| worker.silent_since.is_none());
-        speakers.extend(heard.map(|worker| (Speaker::Worker, worker.channel.as_fd())));
+        let heard = self.worker.as_ref().and_then(Worker::descriptor);
+        speakers.extend(heard.map(|descriptor| (Speaker::Worker, descriptor)));
+        speakers.extend(self.upgrades.descriptors().map(|descriptor| (Speaker::Upgrades, descriptor)));
         speakers.extend(self.configurations.descriptor().map(|descriptor| (Speaker::Configuration, descriptor)));
         speakers.extend(self.keeping.descriptors().map(|(kept, descriptor)| (Speaker::Kept(kept), descriptor)));
         let mut polled: Vec<PollFd<'_>> =
@@ -162,7 +167,8 @@ impl Supervisor {
         let start_limit = start_limit.map(|worker| worker.since + START_LIMIT);
         let ping = worker.map(|_| self.pings.at);
         let silent = worker.and_then(|worker| worker.silent_since).map(|since| since + SILENT_LIMIT);
-        let due = [self.restart_at, kill_at, start_limit, ping, silent].into_iter().flatten().min();
+        let due =
+            [self.restart_at, kill_at, start_limit, ping, silent, self.upgrades.due()].into_iter().flatten().min();
         let always = self.keeping.due().min(self.application.due());
         due.map_or(always, |due| due.min(always))
     }

@@ -2,16 +2,23 @@
 
 use std::{
     fmt, io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt},
-    process::{Child, Command, ExitStatus},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    path::Path,
+    process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
 
-use super::Error;
+use super::{Error, child::Child};
 use crate::control::{self, Channel, Order, Report};
 
 /// A start that takes longer has failed: a cold binary on a loaded machine takes a second.
 pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// The binary that this process runs, whatever has become of its file.
+pub(super) const OWN_BINARY: &str = "/proc/self/exe";
 
 /// The worker process. It is killed when this is dropped.
 pub(super) struct Worker {
@@ -37,21 +44,32 @@ pub(super) enum Stage {
 }
 
 impl Worker {
-    /// Starts the process: this binary again, whatever has become of its file. It waits for its [`Order::Start`].
-    pub(super) fn spawn() -> Result<Self, Error> {
+    /// Starts the process: [`OWN_BINARY`] or another. It waits for its [`Order::Start`].
+    pub(super) fn spawn(binary: impl AsRef<Path>) -> Result<Self, Error> {
         let (ours, theirs) = Channel::pair()?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(binary.as_ref());
         command.arg(control::COMMAND).stdin(OwnedFd::from(theirs));
         let child = command.spawn().map_err(Error::Spawn)?;
-        Ok(Self {
+        Ok(Self::adopt(Child::of(child.id()), ours, Stage::Starting, Duration::ZERO))
+    }
+
+    /// One that was started so long ago, and is that far.
+    pub(super) fn adopt(child: Child, channel: Channel, stage: Stage, lived: Duration) -> Self {
+        let now = Instant::now();
+        Self {
             child,
-            channel: ours,
-            stage: Stage::Starting,
-            since: Instant::now(),
-            looked_for: Instant::now(),
+            channel,
+            stage,
+            since: now.checked_sub(lived).unwrap_or(now),
+            looked_for: now,
             killed: None,
             silent_since: None,
-        })
+        }
+    }
+
+    /// What to wait for: what it says, as long as it can say anything.
+    pub(super) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.silent_since.is_none().then(|| self.channel.as_fd())
     }
 
     /// Its process id.

@@ -25,6 +25,7 @@ use super::{
     storm::storm,
     stream::{self, await_end, fill, flood},
     sys,
+    toil::toil,
 };
 use crate::cases::net::{accept, address, limit, listen, listen_v6_only, tcp};
 
@@ -71,6 +72,9 @@ pub enum Order {
     Churn(SocketAddr, u32),
     /// The same so many times, so often in a second, to one and the other in turn.
     Rush([SocketAddr; 2], u32, u32),
+    /// Make so many short connections each second and carry so many streams, until there is another order; say how many
+    /// connections that were.
+    Toil(SocketAddr, u32, u32),
     /// Make connections in as many ways as there are to end them, for this long.
     Storm(SocketAddr, Duration),
     /// Begin to connect a socket without waiting for it.
@@ -169,6 +173,7 @@ impl Puppet {
             }
             Order::Churn(to, count) => (0..count).try_for_each(|number| churn(to, number))?,
             Order::Rush(to, count, per_second) => rush(to, count, per_second)?,
+            Order::Toil(to, streams, per_second) => self.moved += toil(to, streams, per_second)?.0,
             Order::Storm(to, time) => storm(to, time)?,
             Order::Begin(handle, to) => begin(self.socket(handle)?, to)?,
             Order::Fill(handle) => self.moved += fill(self.socket(handle)?)?,

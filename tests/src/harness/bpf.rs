@@ -66,6 +66,24 @@ pub fn attached_programs(pod: &Pod) -> Result<u32> {
     Ok(count)
 }
 
+/// The ids of the programs that run for IPv4 connects of a cgroup's tasks.
+pub fn connect_programs(cgroup: &Path) -> Result<Vec<u32>> {
+    const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+    let directory = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
+    let mut ids = vec![0_u32; 64];
+    let mut attr = Attr::default();
+    attr.0[..3].copy_from_slice(&[
+        directory.as_raw_fd().cast_unsigned(),
+        BPF_CGROUP_INET4_CONNECT,
+        BPF_F_QUERY_EFFECTIVE,
+    ]);
+    attr.set64(4, ids.as_mut_ptr() as u64);
+    attr.0[6] = ids.len() as u32;
+    bpf(BPF_PROG_QUERY, &mut attr).context("BPF_PROG_QUERY of what is effective")?;
+    ids.truncate(attr.0[6] as usize);
+    Ok(ids)
+}
+
 fn query(target: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
     let mut attr = Attr::default();
     attr.0[0] = target.as_raw_fd().cast_unsigned();

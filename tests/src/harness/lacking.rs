@@ -19,7 +19,7 @@ const EM_BPF: u16 = 247;
 
 /// Copies `binary` to `directory` and has the programs in it call an unknown helper instead of `helper`, a number of
 /// `enum bpf_func_id` (linux/bpf.h).
-pub(super) fn without_helper(binary: &Path, directory: &Path, helper: u32) -> Result<PathBuf> {
+pub fn without_helper(binary: &Path, directory: &Path, helper: u32) -> Result<PathBuf> {
     let mut bytes = fs::read(binary).with_context(|| format!("read {}", binary.display()))?;
     let mut calls = 0;
     for object in embedded_objects(&bytes) {

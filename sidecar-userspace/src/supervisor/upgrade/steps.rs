@@ -1,0 +1,203 @@
+//! From the question to the execve(2).
+
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Stage, UnderWay, Wanted, door,
+    facts::{Asking, Facts},
+    leaving, open,
+    outcome::{Done, Outcome},
+};
+use crate::{
+    control::{self, Report},
+    lifecycle::board::Figure,
+    supervisor::{
+        start::Lent,
+        turns::Supervisor,
+        worker::{START_LIMIT, Worker},
+    },
+};
+
+impl Supervisor {
+    /// Does what is due to upgrades. `spoke`: somebody has spoken.
+    pub(in crate::supervisor) fn look_after_upgrades(&mut self, spoke: bool) {
+        if !self.upgrades.leaving.is_empty() {
+            leaving::turn(&mut self.upgrades.leaving, &self.board);
+        }
+        if spoke && let Some(door) = &mut self.upgrades.door {
+            let workers = self.worker.iter().map(Worker::pid);
+            let workers: Vec<u32> =
+                workers.chain(self.upgrades.leaving.iter().map(|leaving| leaving.worker.pid())).collect();
+            for (client, wanted) in door.turn(&workers) {
+                self.upgrade(Some(client), wanted);
+            }
+        }
+        let Some(mut under_way) = self.upgrades.under_way.take() else { return };
+        match self.advance(&mut under_way, spoke) {
+            Ok(false) => self.upgrades.under_way = Some(under_way),
+            Ok(true) => {
+                if let Some(client) = under_way.client.take() {
+                    door::answer(client, &under_way.outcome);
+                }
+            }
+            Err(why) => self.refuse(under_way, why),
+        }
+    }
+
+    /// Somebody wants the binary at this path, or at that of ours, to take over.
+    pub(in crate::supervisor) fn upgrade(&mut self, client: Option<UnixStream>, wanted: Wanted) {
+        let path = wanted.binary.unwrap_or_else(|| self.upgrades.binary.clone());
+        let outcome = Outcome::begin(Facts::ours().version);
+        match self.begin_upgrade(&path) {
+            Ok((binary, stage)) => {
+                tracing::info!(binary = %path.display(), "an upgrade begins");
+                let (patience, step) = (wanted.patience, Instant::now());
+                self.upgrades.under_way = Some(UnderWay { client, path, binary, patience, outcome, step, stage });
+            }
+            Err(why) => self.answer_refused(client, path, outcome, why),
+        }
+    }
+
+    /// The same, by a signal.
+    pub(in crate::supervisor) fn upgrade_by_signal(&mut self) {
+        self.upgrade(None, Wanted { binary: None, patience: START_LIMIT });
+    }
+
+    fn begin_upgrade(&self, path: &Path) -> Result<(std::fs::File, Stage), String> {
+        if let Some(ending) = &self.ending {
+            return Err(format!("the sidecar ends: it drains after {}", ending.why));
+        }
+        if let Some(under_way) = &self.upgrades.under_way {
+            return Err(format!(
+                "another upgrade is under way, to {}; try again when it is over",
+                under_way.path.display()
+            ));
+        }
+        self.keeping.store().map_err(|why| {
+            format!(
+                "the kernel keeps no maps and links of this sidecar for another binary: {why}; give it CAP_SYS_ADMIN for the \
+                 next time, and for now end it and start the new one"
+            )
+        })?;
+        let binary = open(path).map_err(|error| format!("it cannot be opened: {error}; name another with --binary"))?;
+        let asking = Asking::begin(&program(&binary))?;
+        Ok((binary, Stage::Asked(asking)))
+    }
+
+    /// Returns whether it is over.
+    fn advance(&mut self, under_way: &mut UnderWay, spoke: bool) -> Result<bool, String> {
+        if let Some(ending) = &self.ending
+            && !matches!(under_way.stage, Stage::Done { .. })
+        {
+            return Err(format!("the sidecar ends: it drains after {}", ending.why));
+        }
+        match &mut under_way.stage {
+            Stage::Asked(asking) if spoke && asking.is_done() => {
+                let Stage::Asked(asking) =
+                    std::mem::replace(&mut under_way.stage, Stage::Done { until: Instant::now() })
+                else {
+                    return Ok(false);
+                };
+                let facts = asking.answer()?;
+                under_way.outcome.after = Some(facts.version.clone());
+                Facts::ours().refuse(&facts).map_or(Ok(()), Err)?;
+                under_way.made("asked the new binary what it is");
+                under_way.stage = self.start_candidate(under_way)?;
+                Ok(false)
+            }
+            Stage::Asked(_) => Ok(false),
+            Stage::Starts { worker, .. } => {
+                if !serves(worker, under_way.patience)? {
+                    return Ok(false);
+                }
+                under_way.made("its worker serves beside the one before");
+                // Returns only if the kernel refuses.
+                Err(self.go_on_as(under_way))
+            }
+            Stage::Done { until } => {
+                let told = self.upgrades.leaving.last().is_none_or(|leaving| leaving.open.is_some());
+                if !told && Instant::now() < *until {
+                    return Ok(false);
+                }
+                let left =
+                    self.upgrades.leaving.last().map(|leaving| (leaving.open.unwrap_or_default(), leaving.left()));
+                under_way.outcome.draining = left;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Starts the new worker on the listeners of the one that serves.
+    fn start_candidate(&self, under_way: &UnderWay) -> Result<Stage, String> {
+        let Self { board, keeping, listeners, configurations, .. } = self;
+        let lent = Lent { board, shared: &keeping.shared, listeners, configurations };
+        let mut worker = Worker::spawn(program(&under_way.binary)).map_err(|error| error.to_string())?;
+        match lent.start(&worker, self.began, self.predecessors + 1, self.log_level.as_ref(), true) {
+            Ok(()) => {}
+            Err(control::Error::Gone) => return Err(ended(&mut worker)),
+            Err(error) => return Err(format!("its worker was not told to start: {error}")),
+        }
+        // Known before it answers anybody who asks whether it is ready.
+        keeping.conditions().iter().for_each(|order| worker.tell(order));
+        Ok(Stage::Starts { worker: Box::new(worker), generation: configurations.generation })
+    }
+
+    fn refuse(&mut self, under_way: UnderWay, why: String) {
+        // Its worker ends when it is dropped.
+        let UnderWay { client, path, outcome, .. } = under_way;
+        self.answer_refused(client, path, outcome, why);
+    }
+
+    fn answer_refused(&mut self, client: Option<UnixStream>, path: PathBuf, mut outcome: Outcome, why: String) {
+        tracing::error!(binary = %path.display(), why, "no upgrade: everything is as it was");
+        self.board.add(Figure::UpgradesRefused, 1);
+        outcome.result = Done::Refused;
+        outcome.reason = Some(format!("{}: {why}", path.display()));
+        if let Some(client) = client {
+            door::answer(client, &outcome);
+        }
+    }
+}
+
+/// By which the new binary is started: also a script finds itself under this name.
+fn program(binary: &std::fs::File) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), binary.as_raw_fd()))
+}
+
+/// Whether the new worker serves.
+fn serves(worker: &mut Worker, patience: Duration) -> Result<bool, String> {
+    match worker.heard() {
+        Ok(Report::Serving) => {
+            worker.stage = crate::supervisor::worker::Stage::Serving;
+            return Ok(true);
+        }
+        Ok(Report::Failed(why)) => return Err(format!("its worker cannot serve: {why}")),
+        Ok(_) | Err(control::Error::Busy) => {}
+        Err(control::Error::Gone) => return Err(ended(worker)),
+        Err(error) => return Err(format!("its worker says what is not understood: {error}")),
+    }
+    if worker.since.elapsed() >= patience {
+        return Err(format!(
+            "its worker does not serve after {patience:?}; it may wait for its identity, or the machine is short of CPU: see its \
+             words in the log, or give it more with --timeout"
+        ));
+    }
+    Ok(false)
+}
+
+fn ended(worker: &mut Worker) -> String {
+    /// It has closed its end of the channel: it is on its way.
+    const A_MOMENT: Duration = Duration::from_millis(10);
+    for _ in 0..20 {
+        if let Ok(Some(end)) = worker.ended() {
+            return format!("its worker ended before it served ({end}); its last words are in the log");
+        }
+        std::thread::sleep(A_MOMENT);
+    }
+    "its worker has closed its control channel before it served".to_owned()
+}

@@ -1,0 +1,300 @@
+//! A new binary takes the place of the one that runs, and nobody notices; one that cannot changes nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use sidecar_tests::{
+    agent::puppet::Order,
+    cases::net::{ANY, TO_V4},
+    harness::{
+        Authority, Mesh, PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient,
+        without_helper, work,
+    },
+};
+
+/// So long that no stream of a test is cut because the machine is slow.
+const LONG: &str = "proxy: { drain_deadline: 10m }\n";
+
+/// A client with a sidecar, and a server with another.
+struct Stage {
+    app: Puppet,
+    server: Puppet,
+    client: Sidecar,
+    world: World,
+}
+
+impl Stage {
+    fn new(config: &str) -> Result<Self> {
+        let world = World::new()?;
+        let server = Puppet::serving(&world.server, ANY)?;
+        let client = Sidecar::start(&world.client, config)?;
+        Ok(Self { app: Puppet::start(&world.client)?, server, client, world })
+    }
+
+    fn pod(&self) -> &Pod {
+        &self.world.client
+    }
+
+    fn upgrade(&self, args: &[&str]) -> Result<String> {
+        upgrade(&self.world.client, args)
+    }
+
+    fn refused(&self, args: &[&str]) -> Result<String> {
+        refused(&self.world.client, args)
+    }
+
+    /// An executable file that is no build of ours.
+    fn script(&self, name: &str, text: &str) -> Result<String> {
+        let (draft, path) = (self.pod().directory().join("draft"), self.pod().directory().join(name));
+        fs::write(&draft, text)?;
+        // Another process writes what is to be executed: one that is forked here meanwhile would hold it open for writing.
+        let mut install = Command::new("install");
+        install.args(["-m", "755"]).args([&draft, &path]);
+        Spawn::default().start(install)?.finish(PATIENCE)?;
+        Ok(path.to_str().context("a path of words")?.to_owned())
+    }
+
+    /// The sidecar is as it was: the same processes, ready, and a connection goes through it.
+    fn goes_on(&mut self, processes: &[Pid]) -> Result<()> {
+        ensure!(self.client.pids() == processes, "{:?}, not {processes:?}", self.client.pids());
+        ensure!(self.client.is_ready(), "it is not ready{}", self.client.process.output());
+        let local = self.app.visit(TO_V4)?;
+        let seen = self.server.accepted()?.last().copied().context("nobody has connected")?;
+        ensure!(seen.port() != local.port(), "it goes direct");
+        Ok(())
+    }
+}
+
+fn command(pod: &Pod, args: &[&str]) -> Result<Command> {
+    let mut command = Sidecar::program()?;
+    command.arg("upgrade").args(args).arg("--config").arg(pod.directory().join("sidecar.yaml"));
+    Ok(command)
+}
+
+/// Upgrades the sidecar of this pod; what the command says.
+fn upgrade(pod: &Pod, args: &[&str]) -> Result<String> {
+    pod.spawn_beside_sidecar(command(pod, args)?)?.finish(6 * PATIENCE)
+}
+
+/// An upgrade that fails; why.
+fn refused(pod: &Pod, args: &[&str]) -> Result<String> {
+    let mut process = pod.spawn_beside_sidecar(command(pod, args)?)?;
+    let status = process.wait(6 * PATIENCE)?;
+    ensure!(status.code() == Some(1), "{status}{}", process.output());
+    Ok(process.err.text())
+}
+
+/// The ids of the programs that run for connects of the pod.
+fn programs(pod: &Pod) -> Result<Vec<u32>> {
+    bpf::connect_programs(pod.app_cgroup())
+}
+
+fn upgrades(sidecar: &Sidecar, result: &str) -> Result<u64> {
+    Ok(sidecar.metrics()?.sum("sidecar_upgrades_total", &[("result", result)]) as u64)
+}
+
+#[test]
+fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
+    let mut stage = Stage::new(LONG)?;
+    let _server = Sidecar::start(&stage.world.server, LONG)?;
+    let attached = bpf::attached_programs(stage.pod())?;
+    let (supervisor, mut before) = (stage.client.process.pid(), programs(stage.pod())?);
+    stage.app.begin(Order::Toil(TO_V4, 20, work(100)))?;
+    let mut held = 0;
+    for round in 1..=5 {
+        let worker = stage.client.worker()?;
+        let said = stage.upgrade(&[])?;
+        ensure!(said.contains(&format!("in process {supervisor}\n")), "{said}");
+        let now = programs(stage.pod())?;
+        ensure!(now.len() == 1 && now != before, "the programs for connects were {before:?} and are {now:?}");
+        ensure!(bpf::attached_programs(stage.pod())? == attached, "more than one program at a hook");
+        ensure!(stage.client.pids().first() == Some(&supervisor) && stage.client.is_ready());
+        ensure!(serving(&stage.client)? != worker, "the worker is the one before");
+        let done = upgrades(&stage.client, "upgraded")?;
+        ensure!(done == round, "{done} upgrades, not {round}");
+        if round == 1 {
+            held = stage.client.descriptors_of_supervisor()?;
+        } else if round == 3 {
+            upgrade(&stage.world.server, &[])?;
+        }
+        before = now;
+    }
+    stage.app.begin(Order::Accepted)?;
+    let toil = stage.app.answer(PATIENCE)?;
+    ensure!(toil.outcome == "ok", "{}{}", toil.outcome, stage.client.process.output());
+    ensure!(toil.moved > 50, "only {} connections", toil.moved);
+    stage.app.answer(PATIENCE)?;
+    // Those that were replaced have nothing more to do.
+    let alone = || children(supervisor).len() == 1;
+    ensure!(eventually(PATIENCE, alone), "{:?}{}", children(supervisor), stage.client.process.output());
+    let now = stage.client.descriptors_of_supervisor()?;
+    ensure!(now <= held, "the supervisor held {held} descriptors after one upgrade, and holds {now} after five");
+    ensure!(stage.client.closed("drain_deadline")? == 0);
+    stage.app.leave()?;
+    stage.client.signal(Signal::SIGTERM)?;
+    let status = stage.client.process.wait(PATIENCE)?;
+    ensure!(status.code() == Some(0), "{status}{}", stage.client.process.output());
+    ensure!(bpf::attached_programs(&stage.world.client)? == 0, "programs stay");
+    Ok(())
+}
+
+#[test]
+fn what_is_pinned_and_what_goes_past_tcp_outlives_upgrades() -> Result<()> {
+    for config in ["capture: { on_failure: closed }\n", "acceleration: force\n"] {
+        let mut stage = Stage::new(&format!("{config}{LONG}"))?;
+        let mut before = programs(stage.pod())?;
+        stage.app.begin(Order::Toil(TO_V4, 3, work(20)))?;
+        for _ in 0..2 {
+            stage.upgrade(&[]).with_context(|| format!("{config}{}", stage.client.process.output()))?;
+            let now = programs(stage.pod())?;
+            ensure!(now.len() == 1 && now != before, "{config}{before:?}, {now:?}");
+            before = now;
+        }
+        stage.app.begin(Order::Accepted)?;
+        let toil = stage.app.answer(PATIENCE)?;
+        ensure!(toil.outcome == "ok", "{config}{}{}", toil.outcome, stage.client.process.output());
+        stage.app.answer(PATIENCE)?;
+        stage.client.kill()?;
+        let closed = config.contains("closed");
+        let (_, answer) = stage.app.try_open(TO_V4)?;
+        ensure!(answer.outcome == if closed { "ECONNREFUSED" } else { "ok" }, "{config}{}", answer.outcome);
+        if closed {
+            // A successor takes the place of what refuses, and opens the pod at its end.
+            let mut next = Sidecar::start(&stage.world.client, config)?;
+            next.signal(Signal::SIGTERM)?;
+            ensure!(next.process.wait(PATIENCE)?.code() == Some(0), "{}", next.process.output());
+        }
+        ensure!(bpf::attached_programs(stage.pod())? == 0, "{config}programs stay");
+    }
+    Ok(())
+}
+
+#[test]
+fn upgrades_of_both_ends_cost_no_connection_that_they_protect() -> Result<()> {
+    let world = World::new()?;
+    let authority = Authority::new(&world)?;
+    let start = |pod, account| {
+        Sidecar::start(pod, &format!("{}mtls: {{ mode: strict }}\n{LONG}", authority.issue(pod, account)?))
+    };
+    let (client, server) = (start(&world.client, "client")?, start(&world.server, "server")?);
+    let mesh = Mesh { client: Some(client), server: Some(server), strict: true, accelerated: false, world };
+    let _server = Puppet::serving(&mesh.world.server, ANY)?;
+    let mut app = Puppet::start(&mesh.world.client)?;
+    app.begin(Order::Toil(TO_V4, 5, work(60)))?;
+    for _ in 0..3 {
+        for pod in [&mesh.world.server, &mesh.world.client] {
+            upgrade(pod, &[]).with_context(|| mesh.logs())?;
+        }
+    }
+    app.begin(Order::Accepted)?;
+    let toil = app.answer(PATIENCE)?;
+    ensure!(toil.outcome == "ok" && toil.moved > 0, "{}{}{}", toil.outcome, app.process().output(), mesh.logs());
+    mesh.ensure_encrypted()?;
+    Ok(())
+}
+
+/// The worker that was started last.
+fn serving(sidecar: &Sidecar) -> Result<Pid> {
+    children(sidecar.process.pid()).into_iter().max_by_key(|pid| pid.as_raw()).context("no worker")
+}
+
+#[test]
+fn a_binary_that_cannot_take_over_is_refused_with_the_reason_and_nothing_has_changed() -> Result<()> {
+    let mut stage = Stage::new("{}")?;
+    let ours = PathBuf::from(Sidecar::program()?.get_program());
+    let facts = pod_run(&ours, "handover-facts")?;
+    let layout = facts.replace("\"layout\":", "\"layout\":99");
+    ensure!(layout != facts, "{facts}");
+    let script = |body: String| format!("#!/bin/sh\ncase $1 in handover-facts) {body} esac\n");
+    let ours = ours.display();
+    let cases = [
+        ("/no/such/file".to_owned(), "cannot be opened"),
+        ("/etc/passwd".to_owned(), "cannot be started"),
+        ("/bin/echo".to_owned(), "no sidecar that can take over"),
+        (
+            stage.script("layout", &script(format!("echo '{}';;", layout.trim())))?,
+            "layout of eBPF maps is of version 99",
+        ),
+        (stage.script("exits", &script(format!("exec {ours} $1;; *) exit 3;;")))?, "exit status: 3"),
+        (stage.script("late", &script(format!("exec {ours} $1;; *) exec sleep 1000;;")))?, "does not serve after 1s"),
+    ];
+    let (processes, before) = (stage.client.pids(), programs(stage.pod())?);
+    for (binary, reason) in &cases {
+        let why = stage.refused(&["--timeout", "1", "--binary", binary])?;
+        ensure!(why.contains("everything is as it was") && why.contains(reason) && why.contains(binary), "{why}");
+        stage.goes_on(&processes)?;
+    }
+    ensure!(programs(stage.pod())? == before, "its programs are others");
+    let refused = upgrades(&stage.client, "refused")?;
+    ensure!(refused == cases.len() as u64, "{refused} refused");
+    Ok(())
+}
+
+fn pod_run(program: &Path, verb: &str) -> Result<String> {
+    Ok(String::from_utf8(Command::new(program).arg(verb).output()?.stdout)?)
+}
+
+#[test]
+fn a_binary_that_fails_after_it_has_taken_over_gives_everything_back() -> Result<()> {
+    let mut stage = Stage::new("{}")?;
+    // It serves well as a worker, but the kernel refuses its programs: bpf_sk_storage_get(), which the one before may call.
+    let ours = PathBuf::from(Sidecar::program()?.get_program());
+    let binary = without_helper(&ours, stage.pod().directory(), 107)?;
+    let binary = binary.to_str().context("a path of words")?.to_owned();
+    let (processes, attached) = (stage.client.pids(), bpf::attached_programs(stage.pod())?);
+    stage.app.begin(Order::Toil(TO_V4, 5, work(50)))?;
+    let why = stage.refused(&["--binary", &binary]).with_context(|| stage.client.process.output())?;
+    ensure!(why.contains("goes on in process") && why.contains(&binary) && why.contains("kernel refuses"), "{why}");
+    stage.app.begin(Order::Accepted)?;
+    let toil = stage.app.answer(PATIENCE)?;
+    ensure!(toil.outcome == "ok", "{}{}", toil.outcome, stage.client.process.output());
+    stage.app.answer(PATIENCE)?;
+    ensure!(eventually(PATIENCE, || stage.client.pids() == processes), "{:?}", stage.client.pids());
+    stage.goes_on(&processes)?;
+    ensure!(bpf::attached_programs(stage.pod())? == attached, "more than one program at a hook");
+    ensure!(upgrades(&stage.client, "rolled_back")? == 1);
+    // And one that can, can.
+    stage.upgrade(&[])?;
+    ensure!(upgrades(&stage.client, "upgraded")? == 1);
+    Ok(())
+}
+
+#[test]
+fn a_signal_upgrades_and_only_one_at_a_time_and_none_while_it_drains() -> Result<()> {
+    let mut stage = Stage::new(LONG)?;
+    let (handle, _) = stage.app.open(TO_V4)?;
+    let worker = stage.client.worker()?;
+    stage.client.signal(Signal::SIGUSR2)?;
+    let upgraded = || upgrades(&stage.client, "upgraded").is_ok_and(|done| done == 1);
+    ensure!(eventually(PATIENCE, upgraded), "{}", stage.client.process.output());
+    // What was open is carried by the worker before.
+    stage.app.echo(handle)?;
+    ensure!(children(stage.client.process.pid()).contains(&worker), "it has gone");
+    let late = stage.script("late", "#!/bin/sh\nexec sleep 1000\n")?;
+    let mut first = stage.pod().spawn_beside_sidecar(command(stage.pod(), &["--binary", &late])?)?;
+    let begun = || stage.client.process.err.text().contains(&format!("an upgrade begins binary={late}"));
+    ensure!(eventually(PATIENCE, begun));
+    let why = || stage.refused(&[]);
+    ensure!(eventually(PATIENCE, || why().is_ok_and(|why| why.contains("another upgrade is under way"))), "{}", why()?);
+    stage.client.signal(Signal::SIGTERM)?;
+    ensure!(first.wait(PATIENCE)?.code() == Some(1), "{}", first.output());
+    ensure!(first.err.text().contains("it drains after SIGTERM"), "{}", first.output());
+    ensure!(eventually(PATIENCE, || why().is_ok_and(|why| why.contains("it drains after SIGTERM"))), "{}", why()?);
+    // It ends when what was open has, in either worker.
+    ensure!(stage.client.process.is_running());
+    stage.app.echo(handle)?;
+    stage.app.leave()?;
+    let status = stage.client.process.wait(patient(Duration::from_secs(10)))?;
+    ensure!(status.code() == Some(0), "{status}{}", stage.client.process.output());
+    ensure!(kill(worker, None).is_err(), "worker {worker} is left");
+    Ok(())
+}
