@@ -37,7 +37,7 @@ proxy:
   idle_timeout: 1h
   max_connections: 65536
   max_connecting: 4096
-  max_buffer: 64KiB
+  max_buffer: 128KiB
   socket_buffer: null
   keepalive: 3m
   drain_deadline: 5s

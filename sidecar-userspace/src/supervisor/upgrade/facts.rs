@@ -4,7 +4,7 @@ use std::{
     io::{self, PipeReader, PipeWriter, Read, Write as _},
     os::fd::{AsFd, BorrowedFd},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -105,9 +105,7 @@ impl Asking {
     /// The answer, or why there is none. Waits for it.
     pub(super) fn answer(mut self) -> Result<Facts, String> {
         let said = self.thread.take().map(JoinHandle::join);
-        // It has nothing more to say.
-        let _ = self.child.kill();
-        let status = self.child.wait().map_err(|error| format!("wait for it: {error}"))?;
+        let status = self.end().map_err(|error| format!("wait for it: {error}"))?;
         let said = match said {
             Some(Ok(said)) => said.map_err(|error| format!("it does not answer `{COMMAND}`: {error}"))?,
             _ => return Err("listening to it panicked; please report".to_owned()),
@@ -117,6 +115,21 @@ impl Asking {
             let first: String = said.lines().next().unwrap_or_default().chars().take(200).collect();
             format!("it is no sidecar that can take over: asked for `{COMMAND}` it said `{first}` ({status})")
         })
+    }
+}
+
+impl Asking {
+    /// It has nothing more to say: ends it, but lets it tell first how it ends by itself.
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        const A_MOMENT: Duration = Duration::from_millis(2);
+        for _ in 0..50 {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(A_MOMENT);
+        }
+        let _ = self.child.kill();
+        self.child.wait()
     }
 }
 

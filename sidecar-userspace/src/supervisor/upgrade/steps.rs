@@ -147,8 +147,9 @@ impl Supervisor {
     }
 
     fn refuse(&mut self, under_way: UnderWay, why: String) {
-        // Its worker ends when it is dropped.
-        let UnderWay { client, path, outcome, .. } = under_way;
+        let UnderWay { client, path, outcome, stage, .. } = under_way;
+        // Its worker ends with it, before anybody is told that everything is as it was.
+        drop(stage);
         self.answer_refused(client, path, outcome, why);
     }
 
