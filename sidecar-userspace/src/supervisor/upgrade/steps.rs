@@ -78,10 +78,7 @@ impl Supervisor {
             ));
         }
         self.keeping.store().map_err(|why| {
-            format!(
-                "the kernel keeps no maps and links of this sidecar for another binary: {why}; give it CAP_SYS_ADMIN for the \
-                 next time, and for now end it and start the new one"
-            )
+            format!("no other binary could go on with the maps and links of this one: {why}; end this one and start the new one")
         })?;
         let binary = open(path).map_err(|error| format!("it cannot be opened: {error}; name another with --binary"))?;
         let asking = Asking::begin(&program(&binary))?;
