@@ -31,7 +31,7 @@ impl Supervisor {
         match report {
             Report::Serving => self.serving(),
             Report::Failed(why) => tracing::error!(why, "the worker cannot serve"),
-            Report::Pong(number) => self.pings.heard = number,
+            Report::Pong(number) => self.pings.answered(number),
             Report::Reloaded { offer, in_force } => self.configurations.answered(offer, in_force),
             Report::LogLevel(directives) => match self.log.set(&directives) {
                 Ok(()) => self.log_level = Some(directives),
