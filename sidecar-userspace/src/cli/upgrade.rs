@@ -66,7 +66,10 @@ fn nobody(socket: &Path, error: &io::Error) -> String {
                 socket.display()
             );
         }
-        io::ErrorKind::UnexpectedEof => "; only root and the user of the sidecar may ask",
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "; only root and the user of the sidecar may ask, from its own container (kubectl exec) or from outside the pod, and \
+             where the sidecar sees their PID; its log says why not"
+        }
         _ => {
             "; is one running in this pod? Say which: run this in the pod's network namespace (nsenter --net=…, kubectl exec), \
              give --config FILE, or --set telemetry.admin_socket=PATH"

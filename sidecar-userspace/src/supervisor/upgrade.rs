@@ -10,6 +10,7 @@ mod door;
 mod facts;
 mod leaving;
 mod outcome;
+mod peer;
 pub(super) mod state;
 mod steps;
 mod takeover;

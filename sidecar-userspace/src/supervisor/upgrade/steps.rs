@@ -11,6 +11,7 @@ use super::{
     facts::{Asking, Facts},
     leaving, open,
     outcome::{Done, Outcome},
+    peer::Strangers,
 };
 use crate::{
     control::{self, Report},
@@ -25,14 +26,14 @@ use crate::{
 impl Supervisor {
     /// Does what is due to upgrades. `spoke`: somebody has spoken.
     pub(in crate::supervisor) fn look_after_upgrades(&mut self, spoke: bool) {
+        // Before any is reaped: one that has asked and ended is known by its number as long as it has it.
+        let workers = self.workers();
         if !self.upgrades.leaving.is_empty() {
             leaving::turn(&mut self.upgrades.leaving, &self.board);
         }
         if spoke && let Some(door) = &mut self.upgrades.door {
-            let workers = self.worker.iter().map(Worker::pid);
-            let workers: Vec<u32> =
-                workers.chain(self.upgrades.leaving.iter().map(|leaving| leaving.worker.pid())).collect();
-            for (client, wanted) in door.turn(&workers) {
+            let is_application = |pid| self.application.holds(pid);
+            for (client, wanted) in door.turn(&Strangers { workers: &workers, is_application: &is_application }) {
                 self.upgrade(Some(client), wanted);
             }
         }
@@ -46,6 +47,16 @@ impl Supervisor {
             }
             Err(why) => self.refuse(under_way, why),
         }
+    }
+
+    /// The numbers of all workers: the one that serves, those that were replaced, and that of a new binary.
+    fn workers(&self) -> Vec<u32> {
+        let candidate = self.upgrades.under_way.as_ref().and_then(|under_way| match &under_way.stage {
+            Stage::Starts { worker, .. } => Some(worker.pid()),
+            Stage::Asked(_) | Stage::Done { .. } => None,
+        });
+        let leaving = self.upgrades.leaving.iter().map(|leaving| leaving.worker.pid());
+        self.worker.iter().map(Worker::pid).chain(leaving).chain(candidate).collect()
     }
 
     /// Somebody wants the binary at this path, or at that of ours, to take over.
