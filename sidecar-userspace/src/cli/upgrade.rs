@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    supervisor::{self, Done, Facts, Outcome, Wanted},
+    supervisor::{self, Done, Facts, MOST_PATIENCE, Outcome, Wanted},
 };
 
 /// Arguments of `sidecar upgrade`.
@@ -27,8 +27,8 @@ pub struct UpgradeArgs {
     /// The new binary, as the sidecar sees the file; without it, what lies by now where the sidecar was started from.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Seconds that the new worker may take until it serves, its identity included.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// Seconds that the new worker may take until it serves, its identity included: 1 to 3600.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=MOST_PATIENCE.as_secs()))]
     timeout: u64,
 }
 

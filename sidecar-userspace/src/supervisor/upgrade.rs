@@ -27,7 +27,7 @@ pub(super) use door::Door;
 pub use door::ask;
 pub use facts::{COMMAND as FACTS, Facts};
 pub(super) use leaving::Leaving;
-pub use outcome::{Done, Outcome, Wanted};
+pub use outcome::{Done, MOST_PATIENCE, Outcome, Wanted};
 pub use takeover::COMMAND as TAKE_OVER;
 pub(super) use takeover::take_over;
 

@@ -10,7 +10,7 @@ use super::{
     Stage, UnderWay, Wanted, door,
     facts::{Asking, Facts},
     leaving, open,
-    outcome::{Done, Outcome},
+    outcome::{Done, MOST_PATIENCE, Outcome},
     peer::Strangers,
 };
 use crate::{
@@ -66,7 +66,7 @@ impl Supervisor {
         match self.begin_upgrade(&path) {
             Ok((binary, stage)) => {
                 tracing::info!(binary = %path.display(), "an upgrade begins");
-                let (patience, step) = (wanted.patience, Instant::now());
+                let (patience, step) = (wanted.patience.min(MOST_PATIENCE), Instant::now());
                 self.upgrades.under_way = Some(UnderWay { client, path, binary, patience, outcome, step, stage });
             }
             Err(why) => self.answer_refused(client, path, outcome, why),
