@@ -33,16 +33,30 @@ impl Supervisor {
             Report::Failed(why) => tracing::error!(why, "the worker cannot serve"),
             Report::Pong(number) => self.pings.answered(number),
             Report::Reloaded { offer, in_force } => self.configurations.answered(offer, in_force),
+            // One that serves has not handed over.
+            Report::Open(_) => {}
+            Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
+            report => self.pass_on(report),
+        }
+    }
+
+    /// What somebody has asked a worker for, whichever it was: around an upgrade also one that serves no more, or not yet. What such
+    /// a one says of itself counts for nothing.
+    pub(super) fn pass_on(&mut self, report: Report) {
+        match report {
             Report::LogLevel(directives) => match self.log.set(&directives) {
                 Ok(()) => self.log_level = Some(directives),
                 Err(error) => tracing::warn!(%error, "the supervisor's log level stays what it is"),
             },
-            // One that serves has not handed over.
-            Report::Open(_) => {}
             Report::Drain => self.drain("sidecar drain", false),
-            Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
             // Without one nobody is to ask.
             Report::FastPath(wanted) => self.fast_path.iter().for_each(|path| path.answer(wanted)),
+            Report::Serving
+            | Report::Failed(_)
+            | Report::Pong(_)
+            | Report::Reloaded { .. }
+            | Report::Open(_)
+            | Report::Withdraw(_) => {}
         }
     }
 

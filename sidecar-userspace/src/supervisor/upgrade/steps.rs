@@ -29,7 +29,8 @@ impl Supervisor {
         // Before any is reaped: one that has asked and ended is known by its number as long as it has it.
         let workers = self.workers();
         if !self.upgrades.leaving.is_empty() {
-            leaving::turn(&mut self.upgrades.leaving, &self.board);
+            let said = leaving::turn(&mut self.upgrades.leaving, &self.board);
+            said.into_iter().for_each(|report| self.pass_on(report));
         }
         if spoke && let Some(door) = &mut self.upgrades.door {
             let is_application = |pid| self.application.holds(pid);
@@ -119,8 +120,13 @@ impl Supervisor {
             }
             Stage::Asked(_) => Ok(false),
             Stage::Starts { worker, .. } => {
-                if !serves(worker, under_way.patience)? {
-                    return Ok(false);
+                match serves(worker, under_way.patience)? {
+                    Heard::Serving => {}
+                    Heard::Nothing => return Ok(false),
+                    Heard::Other(report) => {
+                        self.pass_on(report);
+                        return Ok(false);
+                    }
                 }
                 under_way.made("its worker serves beside the one before");
                 // Returns only if the kernel refuses.
@@ -156,6 +162,11 @@ impl Supervisor {
 
     fn refuse(&mut self, under_way: UnderWay, why: String) {
         let UnderWay { client, path, outcome, stage, .. } = under_way;
+        if let Stage::Starts { worker, .. } = &stage {
+            while let Ok(report) = worker.heard() {
+                self.pass_on(report);
+            }
+        }
         // Its worker ends with it, before anybody is told that everything is as it was.
         drop(stage);
         self.answer_refused(client, path, outcome, why);
@@ -178,15 +189,24 @@ fn program(binary: &std::fs::File) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), binary.as_raw_fd()))
 }
 
+/// What the new worker has said.
+enum Heard {
+    Nothing,
+    Serving,
+    Other(Report),
+}
+
 /// Whether the new worker serves.
-fn serves(worker: &mut Worker, patience: Duration) -> Result<bool, String> {
+fn serves(worker: &mut Worker, patience: Duration) -> Result<Heard, String> {
     match worker.heard() {
         Ok(Report::Serving) => {
             worker.stage = crate::supervisor::worker::Stage::Serving;
-            return Ok(true);
+            return Ok(Heard::Serving);
         }
         Ok(Report::Failed(why)) => return Err(format!("its worker cannot serve: {why}")),
-        Ok(_) | Err(control::Error::Busy) => {}
+        // There may be more: it is heard in the next turn, which comes at once.
+        Ok(report) => return Ok(Heard::Other(report)),
+        Err(control::Error::Busy) => {}
         Err(control::Error::Gone) => return Err(ended(worker)),
         Err(error) => return Err(format!("its worker says what is not understood: {error}")),
     }
@@ -196,7 +216,7 @@ fn serves(worker: &mut Worker, patience: Duration) -> Result<bool, String> {
              words in the log, or give it more with --timeout"
         ));
     }
-    Ok(false)
+    Ok(Heard::Nothing)
 }
 
 fn ended(worker: &mut Worker) -> String {
