@@ -16,9 +16,12 @@ mod steps;
 mod takeover;
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::{fd::BorrowedFd, unix::net::UnixStream},
+    os::{
+        fd::BorrowedFd,
+        unix::{fs::OpenOptionsExt, net::UnixStream},
+    },
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -120,12 +123,13 @@ impl Upgrades {
     }
 }
 
-/// Opens the new binary: what is asked, started and run is one file, whatever becomes of its name.
+/// Opens the new binary: what is asked, started and run is one file, whatever becomes of its name. A named pipe must not keep the
+/// supervisor until somebody writes into it.
 fn open(path: &std::path::Path) -> io::Result<File> {
-    let file = File::open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let found = file.metadata()?;
     if !found.is_file() {
-        return Err(io::Error::other("it is no file"));
+        return Err(io::Error::other("it is no regular file"));
     }
     Ok(file)
 }
