@@ -109,6 +109,6 @@ mod tests {
         }
         let mut said = Vec::new();
         assert!(!leaving.turn(Instant::now(), &mut said));
-        assert_eq!((leaving.open, said), (Some(3), asked.to_vec()));
+        assert_eq!((leaving.open, said), (Some(3), Vec::from(asked)));
     }
 }
