@@ -100,8 +100,8 @@ mod tests {
     #[test]
     fn what_somebody_asked_one_that_leaves_for_is_passed_on() {
         let (ours, theirs) = Channel::pair().unwrap();
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let worker = Worker::adopt(Child::of(child.id()), ours, Stage::Serving, Duration::ZERO);
+        let child = Child::of(Command::new("sleep").arg("1000").spawn().unwrap().id());
+        let worker = Worker::adopt(child, ours, Stage::Serving, Duration::ZERO);
         let mut leaving = Leaving::begin(worker, Duration::from_secs(60));
         let asked = [Report::Drain, Report::LogLevel("debug".to_owned())];
         for report in asked.iter().chain([&Report::Open(3)]) {
