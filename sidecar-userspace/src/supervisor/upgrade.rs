@@ -19,12 +19,15 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::BorrowedFd,
-        unix::{fs::OpenOptionsExt, net::UnixStream},
+        fd::{AsRawFd, BorrowedFd},
+        unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
     },
     path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 pub(super) use door::Door;
 pub use door::ask;
@@ -132,4 +135,20 @@ fn open(path: &std::path::Path) -> io::Result<File> {
         return Err(io::Error::other("it is no regular file"));
     }
     Ok(file)
+}
+
+/// Runs the new binary. The child finds it among its own descriptors: those of this process are closed to others, its children among
+/// them, if it has its capabilities from its file (proc_pid_fd(5)). It keeps the descriptor: a script is opened by its interpreter.
+fn command(binary: &File) -> Command {
+    let descriptor = binary.as_raw_fd();
+    let keep = move || {
+        // SAFETY: it is open as long as `binary` is, and else refused.
+        let binary = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        fcntl(binary, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    let mut command = Command::new(format!("/proc/self/fd/{descriptor}"));
+    // SAFETY: it makes one system call, which is allowed between fork(2) and execve(2), and takes no lock and no memory.
+    unsafe { command.pre_exec(keep) };
+    command
 }

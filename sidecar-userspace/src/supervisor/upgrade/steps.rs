@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Stage, UnderWay, Wanted, door,
+    Stage, UnderWay, Wanted, command, door,
     facts::{Asking, Facts},
     leaving, open,
     outcome::{Done, MOST_PATIENCE, Outcome},
@@ -93,7 +93,7 @@ impl Supervisor {
             format!("no other binary could go on with the maps and links of this one: {why}; end this one and start the new one")
         })?;
         let binary = open(path).map_err(|error| format!("it cannot be opened: {error}; name another with --binary"))?;
-        let asking = Asking::begin(&program(&binary))?;
+        let asking = Asking::begin(command(&binary))?;
         Ok((binary, Stage::Asked(asking)))
     }
 
@@ -149,7 +149,7 @@ impl Supervisor {
     fn start_candidate(&self, under_way: &UnderWay) -> Result<Stage, String> {
         let Self { board, keeping, listeners, configurations, .. } = self;
         let lent = Lent { board, shared: &keeping.shared, listeners, configurations };
-        let mut worker = Worker::spawn(program(&under_way.binary)).map_err(|error| error.to_string())?;
+        let mut worker = Worker::spawn(command(&under_way.binary)).map_err(|error| error.to_string())?;
         match lent.start(&worker, self.began, self.predecessors + 1, self.log_level.as_ref(), true) {
             Ok(()) => {}
             Err(control::Error::Gone) => return Err(ended(&mut worker)),
@@ -181,12 +181,6 @@ impl Supervisor {
             door::answer(client, &outcome);
         }
     }
-}
-
-/// By which the new binary is started: also a script finds itself under this name.
-fn program(binary: &std::fs::File) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), binary.as_raw_fd()))
 }
 
 /// What the new worker has said.
