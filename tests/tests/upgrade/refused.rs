@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::Write,
+    os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,9 +11,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::{
     sys::{signal::Signal, stat::Mode},
-    unistd::mkfifo,
+    unistd::{Pid, mkfifo},
 };
-use sidecar_tests::harness::{BPF_FS, PATIENCE, Sidecar, eventually};
+use sidecar_tests::harness::{BPF_FS, PATIENCE, Sidecar, children, eventually};
 
 use super::{Stage, command, programs, upgrades};
 
@@ -119,5 +121,27 @@ fn neither_the_application_nor_one_that_does_not_wait_for_the_answer_may_ask() -
     stage.goes_on(&processes)?;
     ensure!(upgrades(&stage.client, "upgraded")? == 0 && upgrades(&stage.client, "refused")? == 0);
     ensure!(!stage.client.process.output().contains("an upgrade begins"), "{}", stage.client.process.output());
+    Ok(())
+}
+
+#[test]
+fn a_time_that_no_clock_can_count_ends_nothing() -> Result<()> {
+    let stage = Stage::new("{}")?;
+    let mut process = stage.pod().spawn_beside_sidecar(command(stage.pod(), &["--timeout", &u64::MAX.to_string()])?)?;
+    let status = process.wait(PATIENCE)?;
+    ensure!(status.code() == Some(2) && process.err.text().contains("3600"), "{status}{}", process.output());
+    // Whoever asks may be another program.
+    let ours = PathBuf::from(Sidecar::program()?.get_program());
+    let text = "case $1 in handover-facts) exec OURS $1;; *) exec sleep 1000;; esac\n";
+    let late = stage.script("late", &format!("#!/bin/sh\n{}", text.replace("OURS", &ours.display().to_string())))?;
+    let (supervisor, seconds) = (stage.client.process.pid(), u64::MAX);
+    let netns = fs::metadata(format!("/proc/{supervisor}/ns/net"))?.ino();
+    let mut door = UnixStream::connect(format!("/run/sidecar/{netns}.sock.upgrade"))?;
+    writeln!(door, r#"{{"binary":"{late}","patience":{{"secs":{seconds},"nanos":0}}}}"#)?;
+    let sleeps = |pid: &Pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n");
+    let waits = || children(supervisor).iter().any(sleeps);
+    ensure!(eventually(PATIENCE, waits), "its worker is not waited for{}", stage.client.process.output());
+    let why = stage.refused(&[])?;
+    ensure!(why.contains("another upgrade is under way"), "{why}");
     Ok(())
 }
