@@ -186,7 +186,7 @@ fn upgrades_of_both_ends_cost_no_connection_that_they_protect() -> Result<()> {
         Sidecar::start(pod, &format!("{}mtls: {{ mode: strict }}\n{LONG}", authority.issue(pod, account)?))
     };
     let (client, server) = (start(&world.client, "client")?, start(&world.server, "server")?);
-    let mesh = Mesh { client: Some(client), server: Some(server), strict: true, accelerated: false, world };
+    let mesh = Mesh { client: Some(client), server: Some(server), strict: true, accelerated: None, world };
     let _server = Puppet::serving(&mesh.world.server, ANY)?;
     let mut app = Puppet::start(&mesh.world.client)?;
     app.begin(Order::Toil(TO_V4, 5, work(60)))?;
