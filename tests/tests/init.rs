@@ -1,6 +1,9 @@
 //! `sidecar init` and the sidecars after it, which need no privilege: what it attached stays, a crash at any step is repaired, and
 //! nothing leaves before it may.
 
+#[path = "init/refused.rs"]
+mod refused;
+
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -206,20 +209,6 @@ fn what_init_pinned_for_a_pod_that_is_gone_is_removed_at_the_next_start() -> Res
     let _sidecar = Sidecar::start(&world.client, "{}")?;
     let left = stores(&world.client)?;
     ensure!(left.is_empty(), "{left:?}");
-    Ok(())
-}
-
-#[test]
-fn init_and_a_second_sidecar_are_refused_while_one_runs() -> Result<()> {
-    let world = World::new()?;
-    init(&world.client, OPEN)?;
-    let sidecar = started(powerless(&world.client, OPEN)?)?;
-    let (status, process) = run_init(&world.client, OPEN, &[])?;
-    let message = process.err.text();
-    let owner = sidecar.process.pid().to_string();
-    ensure!(status.code() == Some(1) && message.contains("another sidecar serves the pod"), "{status}: {message}");
-    ensure!(message.contains(&owner), "{owner} is not named: {message}");
-    ensure!(sidecar.is_ready());
     Ok(())
 }
 

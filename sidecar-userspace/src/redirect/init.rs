@@ -57,9 +57,10 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     Pins::require_bpffs()?;
     let pins = Pins::of(pod);
     // Held to the end: nobody else may work at it.
-    let (mut programs, _before) = match pins.found()? {
+    let found = pins.found()?;
+    let (mut programs, _before) = match found {
         Some(store) => Programs::again(store, pod, config)?,
-        None => (Programs::load_all(config, Some(pins.fresh()?))?, None),
+        None => (Programs::load_all(config, Some(pins.first()?))?, None),
     };
     let kept = programs.ebpf.is_none();
     programs.marker.by_init = true;
@@ -83,7 +84,7 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     store.complete(&programs.marker)?;
     done(Step::Mark)?;
     if !kept {
-        pins.clear_place()?;
+        pins.clear_place(&store)?;
         done(Step::Clear)?;
     }
     pins.settle(&store)?;

@@ -1,0 +1,84 @@
+//! When `sidecar init` leaves everything as it is, and says why.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, chown},
+    path::Path,
+};
+
+use anyhow::{Result, bail, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use sidecar_tests::{
+    cases::net::{ANY, TO_V4},
+    harness::{BPF_FS, PATIENCE, Puppet, Sidecar, World, bpf},
+};
+
+use super::{OPEN, init, powerless, run_init, started, stores};
+
+#[test]
+fn init_and_a_second_sidecar_are_refused_while_one_runs() -> Result<()> {
+    let world = World::new()?;
+    init(&world.client, OPEN)?;
+    let sidecar = started(powerless(&world.client, OPEN)?)?;
+    let (status, process) = run_init(&world.client, OPEN, &[])?;
+    let message = process.err.text();
+    let owner = sidecar.process.pid().to_string();
+    ensure!(status.code() == Some(1) && message.contains("another sidecar serves the pod"), "{status}: {message}");
+    ensure!(message.contains(&owner), "{owner} is not named: {message}");
+    ensure!(sidecar.is_ready());
+    Ok(())
+}
+
+/// An init that died before it settled, and one that is about to: only the lock tells them apart.
+#[test]
+fn a_store_that_an_init_is_at_work_at_is_left_to_it() -> Result<()> {
+    let world = World::new()?;
+    let _server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    run_init(&world.client, OPEN, &["--stop-after", "mark"])?;
+    let (before, attached) = (stores(&world.client)?, bpf::attached_programs(&world.client)?);
+    let [unsettled] = &before[..] else { bail!("{before:?}") };
+    ensure!(unsettled.display().to_string().ends_with("-new"), "{before:?}");
+    let opened = world.client.mounts().run(|| fs::File::open(unsettled))??;
+    let at_work = Flock::lock(opened, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error)?;
+    let (status, process) = run_init(&world.client, OPEN, &[])?;
+    let message = process.err.text();
+    ensure!(status.code() == Some(1) && message.contains("-new is in use"), "{status}: {message}");
+    ensure!(stores(&world.client)? == before, "{:?}", stores(&world.client)?);
+    ensure!(bpf::attached_programs(&world.client)? == attached, "it was detached");
+    drop(at_work);
+    init(&world.client, OPEN)?;
+    let _sidecar = started(powerless(&world.client, OPEN)?)?;
+    app.visit(TO_V4).map(drop)
+}
+
+#[test]
+fn what_another_user_made_is_named_and_not_used() -> Result<()> {
+    const STRANGER: u32 = 4242;
+    let world = World::new()?;
+    let root = Path::new(BPF_FS).join("sidecar");
+    let owned = |path: &Path, owner: u32| world.client.mounts().run(|| chown(path, Some(owner), None));
+    world.client.mounts().run(|| fs::create_dir(&root))??;
+    owned(&root, STRANGER)??;
+    let refused = |part: &str| -> Result<()> {
+        let (status, process) = run_init(&world.client, OPEN, &[])?;
+        let message = process.err.text();
+        for part in ["belongs to user 4242", part] {
+            ensure!(status.code() == Some(1) && message.contains(part), "{status}: {message}");
+        }
+        Ok(())
+    };
+    refused("chown 0 /sys/fs/bpf/sidecar")?;
+    // It needs no pins.
+    drop(Sidecar::start(&world.client, OPEN)?);
+    world.client.mounts().run(|| fs::remove_dir(&root))??;
+    init(&world.client, OPEN)?;
+    let mode = world.client.mounts().run(|| fs::metadata(&root))??.mode() & 0o7777;
+    ensure!(mode == 0o1777, "sidecars of other users have no place in {mode:o}");
+    let made = stores(&world.client)?;
+    let [store] = &made[..] else { bail!("{made:?}") };
+    owned(store, STRANGER)??;
+    refused("rm -r")?;
+    ensure!(stores(&world.client)? == made, "{:?}", stores(&world.client)?);
+    Ok(())
+}
