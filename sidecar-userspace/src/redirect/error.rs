@@ -163,6 +163,16 @@ pub enum Error {
         /// The program that was found.
         program: String,
     },
+    /// A port of the sidecar that is to come is in use.
+    #[error(
+        "{key}: port {port} of the pod's network namespace is in use: another sidecar serves the pod, or an application has the port; stop it first, or set {key} (`ss -ltnp` in the pod names its process)"
+    )]
+    PortTaken {
+        /// The configuration key that names the port.
+        key: &'static str,
+        /// The port.
+        port: u16,
+    },
     /// What the programs say cannot be read.
     #[error("the log of the eBPF programs cannot be read: {0}; set telemetry.bpf_log to false")]
     BpfLog(String),

@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, chown},
     path::Path,
+    process::Command,
 };
 
 use anyhow::{Result, bail, ensure};
@@ -13,7 +14,7 @@ use sidecar_tests::{
     harness::{BPF_FS, PATIENCE, Puppet, Sidecar, World, bpf},
 };
 
-use super::{OPEN, init, powerless, run_init, started, stores};
+use super::{OPEN, command, init, powerless, run_init, started, stores};
 
 #[test]
 fn init_and_a_second_sidecar_are_refused_while_one_runs() -> Result<()> {
@@ -50,6 +51,29 @@ fn a_store_that_an_init_is_at_work_at_is_left_to_it() -> Result<()> {
     init(&world.client, OPEN)?;
     let _sidecar = started(powerless(&world.client, OPEN)?)?;
     app.visit(TO_V4).map(drop)
+}
+
+/// The kernel tells the names of programs to CAP_SYS_ADMIN only.
+#[test]
+fn init_without_sight_of_names_is_refused_beside_a_sidecar_that_pins_nothing() -> Result<()> {
+    const NEEDED: &str = "-all,+bpf,+perfmon,+net_admin";
+    let world = World::new()?;
+    let _server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    let sidecar = Sidecar::start(&world.client, OPEN)?;
+    let attached = bpf::attached_programs(&world.client)?;
+    let init = command(&world.client, "init", OPEN, &[])?;
+    let mut confined = Command::new("setpriv");
+    confined.arg(format!("--bounding-set={NEEDED}")).arg(format!("--inh-caps={NEEDED}"));
+    confined.arg(init.get_program()).args(init.get_args());
+    let mut confined = world.client.spawn_beside_sidecar(confined)?;
+    let status = confined.wait(PATIENCE)?;
+    let message = confined.err.text();
+    ensure!(status.code() == Some(1) && message.contains("capture.outbound.port: port 15001"), "{status}: {message}");
+    ensure!(bpf::attached_programs(&world.client)? == attached, "it attached its own beside");
+    app.visit(TO_V4)?;
+    ensure!(sidecar.is_ready());
+    Ok(())
 }
 
 #[test]
