@@ -4,17 +4,28 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, chown},
     path::Path,
-    process::Command,
+    process::{Command, ExitStatus},
 };
 
 use anyhow::{Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use sidecar_tests::{
     cases::net::{ANY, TO_V4},
-    harness::{BPF_FS, PATIENCE, Puppet, Sidecar, World, bpf},
+    harness::{BPF_FS, PATIENCE, Pod, Process, Puppet, Sidecar, World, bpf},
 };
 
 use super::{OPEN, command, init, powerless, run_init, started, stores};
+
+/// `sidecar init` with the capabilities that it needs and `more`, through setpriv with these arguments.
+fn confined_init(pod: &Pod, more: &str, args: &[&str]) -> Result<(ExitStatus, Process)> {
+    let capabilities = format!("-all,+bpf,+perfmon,+net_admin{more}");
+    let sets = ["bounding-set", "inh-caps", "ambient-caps"].map(|set| format!("--{set}={capabilities}"));
+    let init = command(pod, "init", OPEN, &[])?;
+    let mut confined = Command::new("setpriv");
+    confined.args(sets).args(args).arg(init.get_program()).args(init.get_args());
+    let mut process = pod.spawn_beside_sidecar(confined)?;
+    Ok((process.wait(PATIENCE)?, process))
+}
 
 #[test]
 fn init_and_a_second_sidecar_are_refused_while_one_runs() -> Result<()> {
@@ -56,18 +67,12 @@ fn a_store_that_an_init_is_at_work_at_is_left_to_it() -> Result<()> {
 /// The kernel tells the names of programs to CAP_SYS_ADMIN only.
 #[test]
 fn init_without_sight_of_names_is_refused_beside_a_sidecar_that_pins_nothing() -> Result<()> {
-    const NEEDED: &str = "-all,+bpf,+perfmon,+net_admin";
     let world = World::new()?;
     let _server = Puppet::serving(&world.server, ANY)?;
     let mut app = Puppet::start(&world.client)?;
     let sidecar = Sidecar::start(&world.client, OPEN)?;
     let attached = bpf::attached_programs(&world.client)?;
-    let init = command(&world.client, "init", OPEN, &[])?;
-    let mut confined = Command::new("setpriv");
-    confined.arg(format!("--bounding-set={NEEDED}")).arg(format!("--inh-caps={NEEDED}"));
-    confined.arg(init.get_program()).args(init.get_args());
-    let mut confined = world.client.spawn_beside_sidecar(confined)?;
-    let status = confined.wait(PATIENCE)?;
+    let (status, confined) = confined_init(&world.client, "", &[])?;
     let message = confined.err.text();
     ensure!(status.code() == Some(1) && message.contains("capture.outbound.port: port 15001"), "{status}: {message}");
     ensure!(bpf::attached_programs(&world.client)? == attached, "it attached its own beside");
@@ -104,5 +109,9 @@ fn what_another_user_made_is_named_and_not_used() -> Result<()> {
     owned(store, STRANGER)??;
     refused("rm -r")?;
     ensure!(stores(&world.client)? == made, "{:?}", stores(&world.client)?);
+    // What is root's is for all.
+    let user = [format!("--reuid={STRANGER}"), format!("--regid={STRANGER}"), "--clear-groups".to_owned()];
+    let (status, other) = confined_init(&world.server, ",+dac_read_search", &user.each_ref().map(String::as_str))?;
+    ensure!(status.success() && stores(&world.client)?.len() == 2, "{status}{}", other.output());
     Ok(())
 }
