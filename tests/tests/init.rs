@@ -270,6 +270,8 @@ fn bash(script: &str) -> Command {
     command.args(["-c", script]);
     // What is meant for the tests is no configuration of the sidecar's.
     let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("SIDECAR_"));
-    ours.for_each(|name| drop(command.env_remove(name)));
+    for name in ours {
+        command.env_remove(name);
+    }
     command
 }
