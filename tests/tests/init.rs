@@ -1,6 +1,9 @@
 //! `sidecar init` and the sidecars after it, which need no privilege: what it attached stays, a crash at any step is repaired, and
 //! nothing leaves before it may.
 
+#[path = "init/refused.rs"]
+mod refused;
+
 use std::{
     fs,
     os::unix::fs::symlink,
@@ -210,20 +213,6 @@ fn what_init_pinned_for_a_pod_that_is_gone_is_removed_at_the_next_start() -> Res
 }
 
 #[test]
-fn init_and_a_second_sidecar_are_refused_while_one_runs() -> Result<()> {
-    let world = World::new()?;
-    init(&world.client, OPEN)?;
-    let sidecar = started(powerless(&world.client, OPEN)?)?;
-    let (status, process) = run_init(&world.client, OPEN, &[])?;
-    let message = process.err.text();
-    let owner = sidecar.process.pid().to_string();
-    ensure!(status.code() == Some(1) && message.contains("another sidecar serves the pod"), "{status}: {message}");
-    ensure!(message.contains(&owner), "{owner} is not named: {message}");
-    ensure!(sidecar.is_ready());
-    Ok(())
-}
-
-#[test]
 fn wait_says_what_is_missing_and_ends_in_time() -> Result<()> {
     let world = World::new()?;
     let mut waiting = world.client.spawn(command(&world.client, "wait", "{}", &["--timeout", "300ms"])?)?;
@@ -279,5 +268,10 @@ fn an_application_that_waits_is_carried_and_nothing_leaves_in_plaintext_before()
 fn bash(script: &str) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", script]);
+    // What is meant for the tests is no configuration of the sidecar's.
+    let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("SIDECAR_"));
+    for name in ours {
+        command.env_remove(name);
+    }
     command
 }

@@ -1,12 +1,15 @@
 //! What can go wrong with the capture. One variant for each thing that an operator would do about it.
 
+mod verifier;
+
 use std::{io, path::PathBuf};
 
 use aya::{EbpfError, maps::MapError, programs::ProgramError};
 use sidecar_common::layout::LAYOUT;
 
-use super::init::Step;
+use super::{init::Step, store::Foreign};
 use crate::pod;
+pub(super) use verifier::{refusal, verifier_words};
 
 /// Why the capture cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +98,17 @@ pub enum Error {
         /// Who marked it as complete.
         owner: Option<u32>,
     },
+    /// The place of a store is somebody else's.
+    #[error(transparent)]
+    Foreign(#[from] Foreign),
+    /// A store that was being made is elsewhere by now.
+    #[error(
+        "{path} is not where it was made: another process moved or removed it; nothing of the pod was taken away, try again"
+    )]
+    Lost {
+        /// Where it is.
+        path: PathBuf,
+    },
     /// It was asked to.
     #[error("stopped after {step:?}, as asked; the next `sidecar init` or `sidecar run` repairs what is there")]
     Stopped {
@@ -148,6 +162,16 @@ pub enum Error {
     Taken {
         /// The program that was found.
         program: String,
+    },
+    /// A port of the sidecar that is to come is in use.
+    #[error(
+        "{key}: port {port} of the pod's network namespace is in use: another sidecar serves the pod, or an application has the port; stop it first, or set {key} (`ss -ltnp` in the pod names its process)"
+    )]
+    PortTaken {
+        /// The configuration key that names the port.
+        key: &'static str,
+        /// The port.
+        port: u16,
     },
     /// What the programs say cannot be read.
     #[error("the log of the eBPF programs cannot be read: {0}; set telemetry.bpf_log to false")]
@@ -207,34 +231,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Why the kernel refused a program, on one line: of the verifier's words those that say what it refused.
-pub(super) fn refusal(error: &ProgramError) -> String {
-    match error {
-        ProgramError::LoadError { io_error, verifier_log } => match decisive(&verifier_log.to_string()) {
-            Some(words) => format!("{words} ({io_error})"),
-            None => format!("{io_error}"),
-        },
-        other => chain(other),
-    }
-}
-
-/// The last of the verifier's words: the instructions that led to what it refused.
-pub(super) fn verifier_words(error: &ProgramError) -> String {
-    /// Lines that are kept.
-    const LAST: usize = 12;
-    let ProgramError::LoadError { verifier_log, .. } = error else { return String::new() };
-    let log = verifier_log.to_string();
-    let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(LAST)..].join("\n")
-}
-
-/// The verifier speaks last of what it refused, but for statistics (kernel/bpf/verifier.c, `print_verification_stats`).
-fn decisive(log: &str) -> Option<&str> {
-    const STATISTICS: [&str; 4] = ["verification time ", "stack depth ", "processed ", "subprog "];
-    let is_statistics = |line: &&str| STATISTICS.iter().any(|begin| line.starts_with(begin));
-    log.lines().take_while(|line| !is_statistics(line)).map(str::trim).filter(|line| !line.is_empty()).last()
-}
-
 fn other_layout(found: &Option<(u32, String)>) -> String {
     match found {
         Some((layout, version)) => format!("layout {layout} of version {version}"),
@@ -250,36 +246,5 @@ fn hint(error: &io::Error) -> &'static str {
              BPF_F_ALLOW_MULTI forbids others below it (`bpftool cgroup tree` shows it)"
         }
         _ => "",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_verifier_refused_is_found_in_its_words() {
-        const LOG: &str = "0: R1=ctx() R10=fp0\n155: (bc) w1 = w6\n156: (85) call unknown#9999\n";
-        for (log, expected) in [
-            (
-                "invalid func unknown#9999\nverification time 547 usec\nstack depth 88+0\nprocessed 79 insns (limit 1000000)\n",
-                "invalid func unknown#9999",
-            ),
-            // Linux 7.
-            (
-                "invalid func unknown#9999\nstack depth 88+0\nsubprog 0 (on_mesh) main insns_self 338 insns_total 338 stack 8\n\
-                 subprog 1 (memmove) static insns_self 0 insns_total 0 stack 0\n",
-                "invalid func unknown#9999",
-            ),
-            (
-                "unknown func bpf_set_retval#187\nprocessed 79 insns (limit 1000000)\n\n",
-                "unknown func bpf_set_retval#187",
-            ),
-        ] {
-            assert_eq!(decisive(&format!("{LOG}{log}")), Some(expected), "{log}");
-        }
-        for silent in ["", "processed 0 insns (limit 1000000)\n"] {
-            assert_eq!(decisive(silent), None, "{silent}");
-        }
     }
 }

@@ -1,6 +1,10 @@
 //! `sidecar init`: everything is loaded, attached and pinned for the sidecars that come, and the process ends.
 
-use std::path::PathBuf;
+use std::{
+    io,
+    net::{Ipv6Addr, TcpListener},
+    path::PathBuf,
+};
 
 use super::{
     addresses::AddressWatch,
@@ -12,7 +16,7 @@ use super::{
     programs::{LOOKUP_PROGRAM, POD_PROGRAMS, Programs},
     rules,
 };
-use crate::{config::Config, pod::Pod};
+use crate::{config::Config, net, pod::Pod};
 
 /// No task is in it: there is no proxy yet.
 const NO_CGROUP: u64 = 0;
@@ -56,10 +60,12 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     let done = |step| if stop_after == Some(step) { Err(Error::Stopped { step }) } else { Ok(()) };
     Pins::require_bpffs()?;
     let pins = Pins::of(pod);
-    // Held to the end: nobody else may work at it.
-    let (mut programs, _before) = match pins.found()? {
+    // Held to the end: nobody else may work at it, and no sidecar begin.
+    let found = pins.found()?;
+    let _ports = take_ports(config)?;
+    let (mut programs, _before) = match found {
         Some(store) => Programs::again(store, pod, config)?,
-        None => (Programs::load_all(config, Some(pins.fresh()?))?, None),
+        None => (Programs::load_all(config, Some(pins.first()?))?, None),
     };
     let kept = programs.ebpf.is_none();
     programs.marker.by_init = true;
@@ -83,9 +89,23 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     store.complete(&programs.marker)?;
     done(Step::Mark)?;
     if !kept {
-        pins.clear_place()?;
+        pins.clear_place(&store)?;
         done(Step::Clear)?;
     }
     pins.settle(&store)?;
     Ok(Pinned { directory: store.shown(), kept })
+}
+
+/// Takes the ports of the sidecar that is to come: that of one which runs is taken, also where its programs are not to be known by
+/// name ([`refuse_second_sidecar`]). What else is amiss with a port the sidecar will say.
+fn take_ports(config: &Config) -> Result<Vec<TcpListener>, Error> {
+    let ports = [
+        ("capture.outbound.port", config.capture.outbound.port),
+        ("capture.inbound.port", config.capture.inbound.port),
+    ];
+    let take = |(key, port)| match net::listen((Ipv6Addr::UNSPECIFIED, port).into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Some(Err(Error::PortTaken { key, port })),
+        taken => taken.ok().map(Ok),
+    };
+    ports.into_iter().filter_map(take).collect()
 }

@@ -5,6 +5,8 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
@@ -45,44 +47,83 @@ impl Pins {
     /// # Errors
     /// Another process is at work there.
     pub(super) fn found(&self) -> Result<Option<Store>, Error> {
+        patiently(|| self.find())
+    }
+
+    fn find(&self) -> Result<Option<Store>, Error> {
+        if let Some(store) = Store::there(&self.directory)? {
+            return Ok(Some(store));
+        }
         let fresh = self.fresh_place();
-        if !self.directory.exists() && fresh.exists() {
-            // A predecessor died between removing and renaming: what refuses now is in there.
+        let unsettled = Store::there(&fresh)?;
+        // Whoever was at work there has settled it in the meantime.
+        self.require_unsettled()?;
+        if unsettled.is_some() {
+            // A predecessor died between removing and renaming: what refuses now is in there. The lock goes with it.
             fs::rename(&fresh, &self.directory).map_err(store::error("rename", &fresh))?;
         }
-        if self.directory.exists() { Store::at(&self.directory).map(Some) } else { Ok(None) }
+        Ok(unsettled)
+    }
+
+    /// An empty store where none is.
+    ///
+    /// # Errors
+    /// Another process is at work there, or was since somebody looked.
+    pub(super) fn first(&self) -> Result<Store, Error> {
+        let fresh = self.fresh()?;
+        self.require_unsettled().map(|()| fresh)
+    }
+
+    fn require_unsettled(&self) -> Result<(), Error> {
+        if self.directory.exists() {
+            return Err(Error::Busy { path: self.directory.clone(), owner: None });
+        }
+        Ok(())
     }
 
     /// An empty store beside the one that is there, which goes on working until the new one takes its place.
     pub(super) fn fresh(&self) -> Result<Store, Error> {
-        let fresh = Store::at(&self.fresh_place())?;
+        let fresh = patiently(|| Store::at(&self.fresh_place()))?;
         fresh.clear()?;
         Ok(fresh)
     }
 
-    /// Puts a complete store into the place of what an earlier process left: there is no moment without. One that is elsewhere
-    /// needs no place.
+    /// Puts a complete store into the place of what an earlier process left: there is no moment without. One that is mounted
+    /// nowhere needs no place.
+    ///
+    /// # Errors
+    /// It is not where it was made.
     pub(super) fn settle(&self, store: &Store) -> Result<(), Error> {
-        let (place, fresh) = (store.shown(), self.fresh_place());
-        if place == self.directory {
+        if store.shown() == self.directory {
             return Ok(());
         }
-        if place != fresh {
+        if store.has_no_place() {
             return self.remove();
         }
-        self.clear_place()?;
+        self.clear_place(store)?;
+        let fresh = self.fresh_place();
         fs::rename(&fresh, &self.directory).map_err(store::error("rename", &fresh))
     }
 
-    /// Removes what an earlier process left, but for a new store that is to take its place.
-    pub(super) fn clear_place(&self) -> Result<(), Error> {
+    /// Removes what an earlier process left, for a new store that is to take its place.
+    ///
+    /// # Errors
+    /// The new store is not where it was made: it may be what would be removed.
+    pub(super) fn clear_place(&self, new: &Store) -> Result<(), Error> {
+        let path = new.shown();
+        if path != self.fresh_place() {
+            return Err(Error::Lost { path });
+        }
         store::remove(&self.directory)
     }
 
     /// Removes what an earlier process left; its links end with that.
     pub(super) fn remove(&self) -> Result<(), Error> {
-        store::remove(&self.directory)?;
-        store::remove(&self.fresh_place())
+        [self.directory.clone(), self.fresh_place()].iter().try_for_each(|place| match store::remove(place) {
+            // No earlier process of ours left that.
+            Err(Error::Foreign(_)) => Ok(()),
+            removed => removed,
+        })
     }
 
     /// Removes a store of this process; its links have been cut.
@@ -99,16 +140,13 @@ impl Pins {
 
     /// Removes the stores of pods that are gone: their links were cut when the cgroup was removed, but programs and maps stay
     /// in memory as long as they are pinned. One without links was left by a process that died at work, unless it is locked.
+    /// Those of other users are theirs to sweep.
     pub(super) fn sweep() {
         let Ok(pods) = fs::read_dir(ROOT) else { return };
         for pod in pods.flatten().map(|entry| entry.path()) {
-            let links = store::pinned_links(&pod, Some(POD_PROGRAMS[0].0));
-            if links.iter().any(|link| link.target != 0) {
-                continue;
-            }
-            match Store::at(&pod).and_then(|_locked| store::remove(&pod)) {
-                Ok(()) => tracing::info!(directory = %pod.display(), "removed the pins of a pod that is gone"),
-                Err(Error::Busy { .. }) => {}
+            match sweep_one(&pod) {
+                Ok(true) => tracing::info!(directory = %pod.display(), "removed the pins of a pod that is gone"),
+                Ok(false) | Err(Error::Busy { .. } | Error::Foreign(_)) => {}
                 Err(error) => tracing::warn!(%error, "the pins of a pod that is gone stay"),
             }
         }
@@ -119,4 +157,32 @@ impl Pins {
         let found = statfs(BPFFS).map(|found| found.filesystem_type() == BPF_FS_MAGIC);
         if found == Ok(true) { Ok(()) } else { Err(Error::NoBpffs) }
     }
+}
+
+/// Whether it was removed.
+fn sweep_one(pod: &Path) -> Result<bool, Error> {
+    let is_gone = || store::pinned_links(pod, Some(POD_PROGRAMS[0].0)).iter().all(|link| link.target == 0);
+    if !is_gone() {
+        return Ok(false);
+    }
+    let locked = Store::there(pod)?;
+    // Whoever had the lock may have attached since.
+    if locked.is_none() || !is_gone() {
+        return Ok(false);
+    }
+    store::remove(pod).map(|()| true)
+}
+
+/// The sweep of a sidecar of another pod may have the lock of a store that is half made, for a moment.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    /// What a sweep of one directory takes, many times over.
+    const PAUSE: Duration = Duration::from_millis(20);
+    const PAUSES: u32 = 5;
+    for _ in 0..PAUSES {
+        match attempt() {
+            Err(Error::Busy { .. }) => thread::sleep(PAUSE),
+            done => return done,
+        }
+    }
+    attempt()
 }

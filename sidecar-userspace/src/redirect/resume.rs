@@ -133,7 +133,16 @@ fn fresh(pod: &Pod) -> Result<Store, Error> {
 fn beginning(pod: &Pod, config: &Config) -> Result<Beginning, Error> {
     let may_load = missing_capabilities().is_empty();
     let found = match Pins::require_bpffs() {
-        Ok(()) => Pins::of(pod).found()?,
+        Ok(()) => match Pins::of(pod).found() {
+            // What is in there is not seen, or not used; and nothing is to be put there.
+            Err(Error::Foreign(foreign))
+                if foreign.shared && may_load && config.capture.on_failure == OnFailure::Open =>
+            {
+                tracing::info!(%foreign, "what earlier sidecars pinned is left alone");
+                None
+            }
+            found => found?,
+        },
         Err(_) => None,
     };
     let Some(store) = found else { return Ok(Beginning::Load { by_init: false }) };

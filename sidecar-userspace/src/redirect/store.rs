@@ -15,9 +15,10 @@
 
 mod marker;
 mod mount;
+mod owner;
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder},
     io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -31,6 +32,7 @@ use sidecar_common::layout::LAYOUT;
 
 use super::{bpf, error::Error, maps::KEPT};
 pub(super) use marker::{Marker, fingerprint};
+pub(super) use owner::Foreign;
 
 const MARKER: &str = "layout";
 const MAPS: &str = "maps";
@@ -47,10 +49,20 @@ impl Store {
     /// The store in a directory below /sys/fs/bpf, which is made if it is not there.
     ///
     /// # Errors
-    /// It cannot be made or is not in a BPF file system; another process has it.
+    /// It cannot be made or is not in a BPF file system; another process has it, or another user.
     pub fn at(directory: &Path) -> Result<Self, Error> {
-        make(directory).map_err(error("create", directory))?;
-        let opened = File::open(directory).map_err(error("open", directory))?;
+        owner::share(directory)?;
+        make(directory).map_err(owner::refused("create", directory, false))?;
+        // Another process may have removed it already.
+        Self::there(directory)?.ok_or_else(|| Error::Busy { path: directory.to_owned(), owner: None })
+    }
+
+    /// The store in a directory below /sys/fs/bpf, if it is there.
+    ///
+    /// # Errors
+    /// It is not in a BPF file system; another process has it, or another user.
+    pub(super) fn there(directory: &Path) -> Result<Option<Self>, Error> {
+        let Some(opened) = owner::open(directory)? else { return Ok(None) };
         if fstatfs(&opened).map(|found| found.filesystem_type()) != Ok(BPF_FS_MAGIC) {
             return Err(Error::NoBpffs);
         }
@@ -59,7 +71,7 @@ impl Store {
         store.lock(directory)?;
         // Whoever had the lock may have removed it, and what is locked is nowhere any more.
         match fs::metadata(directory).map(|there| there.ino()) {
-            Ok(there) if same.is_ok_and(|same| same == there) => Ok(store),
+            Ok(there) if same.is_ok_and(|same| same == there) => Ok(Some(store)),
             _ => Err(Error::Busy { path: directory.to_owned(), owner: None }),
         }
     }
@@ -251,7 +263,13 @@ fn empty(directory: &Path) -> io::Result<()> {
 }
 
 /// Removes a directory with all that is pinned below it, by whichever version.
+///
+/// # Errors
+/// It cannot be removed, or is of another user, who could lead us elsewhere meanwhile.
 pub(super) fn remove(directory: &Path) -> Result<(), Error> {
+    if owner::open(directory)?.is_none() {
+        return Ok(());
+    }
     match empty(directory).and_then(|()| fs::remove_dir(directory)) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error("remove", directory)(source)),
         _ => Ok(()),
