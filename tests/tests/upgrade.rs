@@ -1,11 +1,9 @@
 //! A new binary takes the place of the one that runs, and nobody notices; one that cannot changes nothing.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
-};
+#[path = "upgrade/refused.rs"]
+mod refused;
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -14,7 +12,7 @@ use nix::{
 };
 use sidecar_tests::{
     agent::puppet::Order,
-    cases::net::{ANY, TO_V4},
+    cases::net::{ANY, TO_V4, TO_V6},
     harness::{
         Authority, Mesh, PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient,
         without_helper, work,
@@ -209,42 +207,6 @@ fn serving(sidecar: &Sidecar) -> Result<Pid> {
 }
 
 #[test]
-fn a_binary_that_cannot_take_over_is_refused_with_the_reason_and_nothing_has_changed() -> Result<()> {
-    let mut stage = Stage::new("{}")?;
-    let ours = PathBuf::from(Sidecar::program()?.get_program());
-    let facts = pod_run(&ours, "handover-facts")?;
-    let layout = facts.replace("\"layout\":", "\"layout\":99");
-    ensure!(layout != facts, "{facts}");
-    let script = |body: String| format!("#!/bin/sh\ncase $1 in handover-facts) {body} esac\n");
-    let ours = ours.display();
-    let cases = [
-        ("/no/such/file".to_owned(), "cannot be opened"),
-        ("/etc/passwd".to_owned(), "cannot be started"),
-        ("/bin/echo".to_owned(), "no sidecar that can take over"),
-        (
-            stage.script("layout", &script(format!("echo '{}';;", layout.trim())))?,
-            "layout of eBPF maps is of version 99",
-        ),
-        (stage.script("exits", &script(format!("exec {ours} $1;; *) exit 3;;")))?, "exit status: 3"),
-        (stage.script("late", &script(format!("exec {ours} $1;; *) exec sleep 1000;;")))?, "does not serve after 1s"),
-    ];
-    let (processes, before) = (stage.client.pids(), programs(stage.pod())?);
-    for (binary, reason) in &cases {
-        let why = stage.refused(&["--timeout", "1", "--binary", binary])?;
-        ensure!(why.contains("everything is as it was") && why.contains(reason) && why.contains(binary), "{why}");
-        stage.goes_on(&processes)?;
-    }
-    ensure!(programs(stage.pod())? == before, "its programs are others");
-    let refused = upgrades(&stage.client, "refused")?;
-    ensure!(refused == cases.len() as u64, "{refused} refused");
-    Ok(())
-}
-
-fn pod_run(program: &Path, verb: &str) -> Result<String> {
-    Ok(String::from_utf8(Command::new(program).arg(verb).output()?.stdout)?)
-}
-
-#[test]
 fn a_binary_that_fails_after_it_has_taken_over_gives_everything_back() -> Result<()> {
     let mut stage = Stage::new("{}")?;
     // It serves well as a worker, but the kernel refuses its programs: bpf_sk_storage_get(), which the one before may call.
@@ -267,6 +229,25 @@ fn a_binary_that_fails_after_it_has_taken_over_gives_everything_back() -> Result
     stage.upgrade(&[])?;
     ensure!(upgrades(&stage.client, "upgraded")? == 1);
     Ok(())
+}
+
+/// The client's IPv4 address is denied.
+const WITHOUT_V4: &str = "authorization:\n- { name: no v4, action: deny, from: [{ cidrs: [10.77.0.1/32] }] }\n";
+
+#[test]
+fn rules_that_a_reload_takes_away_end_what_a_worker_of_before_carries() -> Result<()> {
+    let world = World::new()?;
+    let (mut app, _server) = (Puppet::start(&world.client)?, Puppet::serving(&world.server, ANY)?);
+    let sidecar = Sidecar::start(&world.server, LONG)?;
+    let (v4, v6) = (app.open(TO_V4)?.0, app.open(TO_V6)?.0);
+    upgrade(&world.server, &[])?;
+    app.echo(v4)?;
+    fs::write(world.server.directory().join("sidecar.yaml"), format!("{LONG}{WITHOUT_V4}"))?;
+    sidecar.signal(Signal::SIGHUP)?;
+    let end = app.order(Order::AwaitEnd(v4))?.outcome;
+    ensure!(end == "ECONNRESET", "{end}{}", sidecar.process.output());
+    app.echo(v6).context("the connection that the new rules allow")?;
+    app.leave()
 }
 
 #[test]

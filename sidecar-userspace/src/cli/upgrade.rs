@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    supervisor::{self, Done, Facts, Outcome, Wanted},
+    supervisor::{self, Done, Facts, MOST_PATIENCE, Outcome, Wanted},
 };
 
 /// Arguments of `sidecar upgrade`.
@@ -27,8 +27,8 @@ pub struct UpgradeArgs {
     /// The new binary, as the sidecar sees the file; without it, what lies by now where the sidecar was started from.
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Seconds that the new worker may take until it serves, its identity included.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// Seconds that the new worker may take until it serves, its identity included: 1 to 3600.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=MOST_PATIENCE.as_secs()))]
     timeout: u64,
 }
 
@@ -66,7 +66,10 @@ fn nobody(socket: &Path, error: &io::Error) -> String {
                 socket.display()
             );
         }
-        io::ErrorKind::UnexpectedEof => "; only root and the user of the sidecar may ask",
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            "; only root and the user of the sidecar may ask, from its own container (kubectl exec) or from outside the pod, and \
+             where the sidecar sees their PID; its log says why not"
+        }
         _ => {
             "; is one running in this pod? Say which: run this in the pod's network namespace (nsenter --net=…, kubectl exec), \
              give --config FILE, or --set telemetry.admin_socket=PATH"

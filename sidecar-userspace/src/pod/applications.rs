@@ -73,14 +73,27 @@ impl Applications {
         self.count_to(1).map(|count| count > 0)
     }
 
+    /// Whether this process is one of them, as far as it can be seen from here.
+    ///
+    /// # Errors
+    /// The pod's cgroup cannot be read.
+    pub fn hold(&self, pid: u32) -> io::Result<bool> {
+        let pid = pid.to_string();
+        self.count_of(1, |listed| listed == pid).map(|count| count > 0)
+    }
+
     fn count_to(&self, enough: usize) -> io::Result<usize> {
-        let mut count = processes(&self.pod)?;
+        self.count_of(enough, |pid| !holds_namespaces(pid))
+    }
+
+    fn count_of(&self, enough: usize, counts: impl Fn(&str) -> bool) -> io::Result<usize> {
+        let mut count = processes(&self.pod, &counts)?;
         let mut open = self.others_below(&self.pod);
         while count < enough
             && let Some(cgroup) = open.pop()
         {
             // One that went away in the meantime has no processes; one of threads shows them in a cgroup above.
-            count += processes(&cgroup).unwrap_or(0);
+            count += processes(&cgroup, &counts).unwrap_or(0);
             if count < enough {
                 open.extend(self.others_below(&cgroup));
             }
@@ -109,9 +122,9 @@ fn used(cgroup: &Path) -> Duration {
 }
 
 /// Processes right in a cgroup, dead ones not among them (Documentation/admin-guide/cgroup-v2.rst, "Processes").
-fn processes(cgroup: &Path) -> io::Result<usize> {
+fn processes(cgroup: &Path, counts: impl Fn(&str) -> bool) -> io::Result<usize> {
     let listed = fs::read_to_string(cgroup.join("cgroup.procs"))?;
-    Ok(listed.lines().filter(|pid| !holds_namespaces(pid)).count())
+    Ok(listed.lines().filter(|pid| counts(pid)).count())
 }
 
 /// Where its process can be seen, a pod's pause process is known by its program.
@@ -146,17 +159,18 @@ mod tests {
             &[
                 ("", ""),
                 (&own, ""),
-                (&nested, "1\n"),
+                (&nested, "7\n"),
                 (&sandbox, "0\n"),
                 (&conmon, "0\n"),
                 (&app, "0\n0\n"),
-                ("more/deep", "0\n"),
+                ("more/deep", "77\n"),
             ],
         );
         fs::write(pod.join("more/cgroup.procs"), "").unwrap();
         let applications = |sandbox| Applications::new(pod.clone(), vec![pod.join(&own)], sandbox);
         assert_eq!(applications(Some(id("b"))).count().unwrap(), 3);
         assert_eq!(applications(None).count().unwrap(), 4, "without its id the sandbox counts");
+        assert_eq!([7, 77].map(|pid| applications(None).hold(pid).unwrap()), [false, true]);
         fs::remove_dir_all(&pod).unwrap();
         assert!(applications(None).count().is_err(), "a pod that is gone has an unknown number");
     }

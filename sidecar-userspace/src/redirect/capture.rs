@@ -245,8 +245,11 @@ impl Capture {
     }
 
     /// What a successor needs to go on with these maps and links.
-    pub fn store(&self) -> Option<&Store> {
-        self.store.as_ref()
+    ///
+    /// # Errors
+    /// It could not: why.
+    pub fn store(&self) -> Result<Option<&Store>, String> {
+        self.store.as_ref().map(|store| store.refresh(&self.marker).map(|()| store)).transpose()
     }
 
     /// Keeps the links in a store that goes with this process, until [`Self::hold_links`]: for a successor that is about to take over.

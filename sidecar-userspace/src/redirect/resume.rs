@@ -68,11 +68,12 @@ impl Programs {
     /// # Errors
     /// The store does not fit; the kernel refuses.
     pub fn take_over(store: Store, config: &Config) -> Result<Self, Error> {
+        // What is half made would be cleared, with the links that still refuse.
+        let half_made = || Error::Unfit { path: store.shown(), why: "it is half made".to_owned() };
+        let marker = store.marker()?.ok_or_else(half_made)?;
         if missing_capabilities().is_empty() {
             return Self::load_all(config, Some(store));
         }
-        let half_made = || Error::Unfit { path: store.shown(), why: "it was left half made".to_owned() };
-        let marker = store.marker()?.ok_or_else(half_made)?;
         Self::adopt(store, marker, config)
     }
 

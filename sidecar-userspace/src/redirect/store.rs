@@ -30,7 +30,7 @@ use std::{
 use nix::sys::statfs::{BPF_FS_MAGIC, fstatfs};
 use sidecar_common::layout::LAYOUT;
 
-use super::{bpf, error::Error};
+use super::{bpf, error::Error, maps::KEPT};
 pub(super) use marker::{Marker, fingerprint};
 pub(super) use owner::Foreign;
 
@@ -168,6 +168,20 @@ impl Store {
         std::os::unix::fs::symlink(marker.to_string(), &next)
             .and_then(|()| fs::rename(&next, self.root().join(MARKER)))
             .map_err(self.error("mark"))
+    }
+
+    /// Marks it again, if everything is still there: nobody goes on with a store that somebody has emptied, or that cannot be
+    /// written any more.
+    ///
+    /// # Errors
+    /// Why, for people.
+    pub(super) fn refresh(&self, marker: &Marker) -> Result<(), String> {
+        let removed = |what| format!("somebody has removed {what} from {}", self.shown().display());
+        self.marker().map_err(|error| error.to_string())?.ok_or_else(|| removed("the marker `layout`"))?;
+        if let Some(map) = KEPT.iter().find(|map| !self.map(map).exists()) {
+            return Err(removed(&format!("the map {map}")));
+        }
+        self.complete(marker).map_err(|error| error.to_string())
     }
 
     /// Where a map is pinned or will be.

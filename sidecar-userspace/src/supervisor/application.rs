@@ -1,6 +1,9 @@
 //! Whether the application still has processes: what a drain waits for, and a job's sidecar ends with.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use crate::{
     lifecycle::board::{Board, Figure},
@@ -33,6 +36,11 @@ impl Application {
     /// Whether there have been any.
     pub(super) fn were_there(&self) -> bool {
         self.were_there
+    }
+
+    /// Whether a process is one of them.
+    pub(super) fn holds(&self, pid: u32) -> io::Result<bool> {
+        self.processes.hold(pid)
     }
 
     /// When to look again.

@@ -1,7 +1,7 @@
 //! The life of the worker: its end, its silence, and its successor.
 
 use std::{
-    process::ExitCode,
+    process::{Command, ExitCode},
     time::{Duration, Instant},
 };
 
@@ -111,7 +111,7 @@ impl Supervisor {
         self.restart_at = None;
         let Self { board, keeping, listeners, configurations, .. } = self;
         let lent = Lent { board, shared: &keeping.shared, listeners, configurations };
-        let started = Worker::spawn(OWN_BINARY).and_then(|worker| {
+        let started = Worker::spawn(Command::new(OWN_BINARY)).and_then(|worker| {
             match lent.start(&worker, self.began, self.predecessors, self.log_level.as_ref(), false) {
                 // One that is dead already is noticed as any other.
                 Ok(()) | Err(control::Error::Gone) => Ok(worker),

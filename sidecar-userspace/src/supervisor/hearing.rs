@@ -4,7 +4,7 @@ use std::{fs::File, os::fd::AsFd, time::Instant};
 
 use super::{
     turns::Supervisor,
-    worker::{Stage, Why},
+    worker::{Stage, Why, Worker},
 };
 use crate::control::{self, Order, Report};
 
@@ -31,18 +31,32 @@ impl Supervisor {
         match report {
             Report::Serving => self.serving(),
             Report::Failed(why) => tracing::error!(why, "the worker cannot serve"),
-            Report::Pong(number) => self.pings.heard = number,
+            Report::Pong(number) => self.pings.answered(number),
             Report::Reloaded { offer, in_force } => self.configurations.answered(offer, in_force),
+            // One that serves has not handed over.
+            Report::Open(_) => {}
+            Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
+            report => self.pass_on(report),
+        }
+    }
+
+    /// What somebody has asked a worker for, whichever it was: around an upgrade also one that serves no more, or not yet. What such
+    /// a one says of itself counts for nothing.
+    pub(super) fn pass_on(&mut self, report: Report) {
+        match report {
             Report::LogLevel(directives) => match self.log.set(&directives) {
                 Ok(()) => self.log_level = Some(directives),
                 Err(error) => tracing::warn!(%error, "the supervisor's log level stays what it is"),
             },
-            // One that serves has not handed over.
-            Report::Open(_) => {}
             Report::Drain => self.drain("sidecar drain", false),
-            Report::Withdraw(withdrawn) => self.withdraw(withdrawn),
             // Without one nobody is to ask.
             Report::FastPath(wanted) => self.fast_path.iter().for_each(|path| path.answer(wanted)),
+            Report::Serving
+            | Report::Failed(_)
+            | Report::Pong(_)
+            | Report::Reloaded { .. }
+            | Report::Open(_)
+            | Report::Withdraw(_) => {}
         }
     }
 
@@ -85,17 +99,28 @@ impl Supervisor {
         self.keeping.conditions().iter().for_each(|order| self.tell(order));
     }
 
-    /// Offers the configuration that was read last. A worker that does not serve yet gets it when it does.
+    /// Offers the configuration that was read last. A worker that does not serve yet gets it when it does. Those that were replaced
+    /// get it as well: what is not allowed any more ends there, too. Whether it is in force is for the one that serves to say.
     pub(super) fn offer_configuration(&self) {
         if let Some(offer) = self.configurations.offers().last() {
             self.send_offer(offer);
+            self.upgrades.leaving.iter().for_each(|leaving| offer_to(&leaving.worker, offer));
         }
     }
 
-    fn send_offer(&self, (number, offered): (u64, &File)) {
-        let Some(worker) = self.worker.as_ref().filter(|worker| worker.stage == Stage::Serving) else { return };
-        if let Err(error) = worker.channel.send(&Order::Reload(number), &[offered.as_fd()]) {
-            tracing::warn!(%error, "the worker was not told of the configuration");
+    fn send_offer(&self, offer: (u64, &File)) {
+        if let Some(worker) = self.worker.as_ref().filter(|worker| worker.stage == Stage::Serving) {
+            offer_to(worker, offer);
+        }
+    }
+}
+
+fn offer_to(worker: &Worker, (number, offered): (u64, &File)) {
+    match worker.channel.send(&Order::Reload(number), &[offered.as_fd()]) {
+        // It ends, and nothing is carried by it any more.
+        Ok(()) | Err(control::Error::Gone) => {}
+        Err(error) => {
+            tracing::warn!(%error, worker = worker.pid(), "a worker was not told of the configuration");
         }
     }
 }

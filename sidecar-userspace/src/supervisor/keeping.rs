@@ -70,11 +70,13 @@ impl Keeping {
     /// What a new binary of this sidecar would go on with, or why there is nothing.
     pub(super) fn store(&self) -> Result<&Store, String> {
         let refused = || {
-            Store::detached()
-                .err()
-                .map_or_else(|| "none was to be had at the start".to_owned(), |error| error.to_string())
+            let why = Store::detached().err().map(|error| error.to_string());
+            format!(
+                "the kernel keeps none of them: {}; give it CAP_SYS_ADMIN for the next time",
+                why.as_deref().unwrap_or("no place was to be had at the start")
+            )
         };
-        self.capture.store().ok_or_else(refused)
+        self.capture.store()?.ok_or_else(refused)
     }
 
     /// Why the programs are not effective.

@@ -26,6 +26,13 @@ impl Pings {
         *self = Self { at: Instant::now() + self.every, heard: self.sent, missed: 0, ..*self };
     }
 
+    /// An answer. One to another ping, of before an upgrade that was taken back, says nothing about the one that waits.
+    pub(super) fn answered(&mut self, number: u64) {
+        if number == self.sent {
+            self.heard = number;
+        }
+    }
+
     /// It is time to ask again, and to judge; `None`: this process was late itself, stopped or short of CPU as its worker
     /// was, and cannot judge.
     pub(super) fn turn(&mut self, now: Instant) -> Option<Silence> {
@@ -59,7 +66,7 @@ mod tests {
             let silence = pings.turn(start + Duration::from_millis(*time));
             pings.sent += u64::from(pings.heard == pings.sent);
             if answers {
-                pings.heard = pings.sent;
+                pings.answered(pings.sent);
             }
             silence
         };
@@ -73,6 +80,18 @@ mod tests {
         assert_eq!(judged(true, &times), [Some(Tolerable); 5]);
         let silent = [Tolerable, Tolerable, Tolerable, TooLong, TooLong].map(Some);
         assert_eq!(judged(false, &times), silent);
+    }
+
+    #[test]
+    fn an_answer_to_a_ping_of_before_is_none() {
+        let mut pings = Pings::new(Duration::from_millis(300));
+        pings.answered(57);
+        assert_eq!(pings.heard, pings.sent, "nothing is asked, and the next ping may be");
+        pings.sent = 1;
+        pings.answered(57);
+        assert_ne!(pings.heard, pings.sent);
+        pings.answered(1);
+        assert_eq!(pings.heard, pings.sent);
     }
 
     #[test]

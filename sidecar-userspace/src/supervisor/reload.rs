@@ -108,10 +108,11 @@ impl Configurations {
         snapshot.load().map_err(Error::Configuration)
     }
 
-    /// Offers what is in force to a worker that does not know of it.
+    /// Offers what is in force to a worker that does not know of it, before what is newer and was not answered yet.
     pub(super) fn offer_in_force(&mut self) {
         if let Some(Ok(file)) = self.in_force.as_ref().map(File::try_clone) {
             self.offer(file);
+            self.offered.rotate_right(1);
         }
     }
 
@@ -213,4 +214,28 @@ fn sealed(snapshot: &Snapshot) -> Result<File, Error> {
     let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(Error::runtime(what))?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(configurations: &Configurations) -> Vec<u64> {
+        configurations.offers().map(|(number, _)| number).collect()
+    }
+
+    #[test]
+    fn what_is_in_force_is_never_offered_behind_what_is_newer() {
+        let memory = || File::from(memfd_create(c"test", MFdFlags::MFD_CLOEXEC).unwrap());
+        let mut configurations =
+            Configurations::new(&Snapshot::from_bytes(br#"{"overrides":[],"env":[]}"#).unwrap()).unwrap();
+        configurations.in_force = Some(memory());
+        configurations.offer(memory());
+        configurations.offer_in_force();
+        assert_eq!(numbers(&configurations), [2, 1]);
+        configurations.answered(2, true);
+        assert_eq!(numbers(&configurations), [1], "the newer one waits for its answer");
+        configurations.answered(1, true);
+        assert_eq!(numbers(&configurations), [0; 0]);
+    }
 }

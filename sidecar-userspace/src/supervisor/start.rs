@@ -2,6 +2,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -48,7 +49,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     let signals = Signals::block()?;
     // The worker inherits the network namespace and the cgroup. It comes up while the programs are loaded.
     let pod = Pod::enter(&config.pod)?;
-    let mut worker = Worker::spawn(OWN_BINARY)?;
+    let mut worker = Worker::spawn(Command::new(OWN_BINARY))?;
     let board = Arc::new(Board::new().map_err(Error::runtime("make memory for figures"))?);
     let mut programs = Programs::for_run(&pod, config)?;
     let told = *programs.subflows() == Subflows::Told;

@@ -10,23 +10,30 @@ mod door;
 mod facts;
 mod leaving;
 mod outcome;
+mod peer;
 pub(super) mod state;
 mod steps;
 mod takeover;
 
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::{fd::BorrowedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd, BorrowedFd},
+        unix::{fs::OpenOptionsExt, net::UnixStream, process::CommandExt},
+    },
     path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 pub(super) use door::Door;
 pub use door::ask;
 pub use facts::{COMMAND as FACTS, Facts};
 pub(super) use leaving::Leaving;
-pub use outcome::{Done, Outcome, Wanted};
+pub use outcome::{Done, MOST_PATIENCE, Outcome, Wanted};
 pub use takeover::COMMAND as TAKE_OVER;
 pub(super) use takeover::take_over;
 
@@ -119,12 +126,29 @@ impl Upgrades {
     }
 }
 
-/// Opens the new binary: what is asked, started and run is one file, whatever becomes of its name.
+/// Opens the new binary: what is asked, started and run is one file, whatever becomes of its name. A named pipe must not keep the
+/// supervisor until somebody writes into it.
 fn open(path: &std::path::Path) -> io::Result<File> {
-    let file = File::open(path)?;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let found = file.metadata()?;
     if !found.is_file() {
-        return Err(io::Error::other("it is no file"));
+        return Err(io::Error::other("it is no regular file"));
     }
     Ok(file)
+}
+
+/// Runs the new binary. The child finds it among its own descriptors: those of this process are closed to others, its children among
+/// them, if it has its capabilities from its file (proc_pid_fd(5)). It keeps the descriptor: a script is opened by its interpreter.
+fn command(binary: &File) -> Command {
+    let descriptor = binary.as_raw_fd();
+    let keep = move || {
+        // SAFETY: it is open as long as `binary` is, and else refused.
+        let binary = unsafe { BorrowedFd::borrow_raw(descriptor) };
+        fcntl(binary, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    let mut command = Command::new(format!("/proc/self/fd/{descriptor}"));
+    // SAFETY: it makes one system call, which is allowed between fork(2) and execve(2), and takes no lock and no memory.
+    unsafe { command.pre_exec(keep) };
+    command
 }

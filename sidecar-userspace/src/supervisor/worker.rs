@@ -6,7 +6,6 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
     },
-    path::Path,
     process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
@@ -44,10 +43,9 @@ pub(super) enum Stage {
 }
 
 impl Worker {
-    /// Starts the process: [`OWN_BINARY`] or another. It waits for its [`Order::Start`].
-    pub(super) fn spawn(binary: impl AsRef<Path>) -> Result<Self, Error> {
+    /// Starts the process by a command without arguments: of [`OWN_BINARY`] or another. It waits for its [`Order::Start`].
+    pub(super) fn spawn(mut command: Command) -> Result<Self, Error> {
         let (ours, theirs) = Channel::pair()?;
-        let mut command = Command::new(binary.as_ref());
         command.arg(control::COMMAND).stdin(OwnedFd::from(theirs));
         let child = command.spawn().map_err(Error::Spawn)?;
         Ok(Self::adopt(Child::of(child.id()), ours, Stage::Starting, Duration::ZERO))

@@ -11,12 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::socket::{getsockopt, sockopt::PeerCredentials},
-    unistd::geteuid,
+use super::{
+    outcome::{Outcome, Wanted},
+    peer::{Peer, Strangers},
 };
-
-use super::outcome::{Outcome, Wanted};
 use crate::admin::socket::{self, SocketFile};
 
 /// Whoever has connected has so long to ask.
@@ -27,9 +25,31 @@ const MOST: usize = 4;
 /// The socket, and those who are about to ask.
 pub(in crate::supervisor) struct Door {
     pub(super) listener: UnixListener,
-    waiting: Vec<(UnixStream, Instant)>,
+    waiting: Vec<Waiting>,
     /// `None`: somebody has removed it.
     _file: Option<SocketFile>,
+}
+
+/// One of them.
+struct Waiting {
+    client: UnixStream,
+    peer: Peer,
+    until: Instant,
+}
+
+impl Waiting {
+    fn new(client: UnixStream) -> io::Result<Self> {
+        client.set_nonblocking(true)?;
+        Ok(Self { peer: Peer::of(&client)?, client, until: Instant::now() + PATIENCE })
+    }
+
+    fn may_ask(&self, strangers: &Strangers<'_>) -> bool {
+        let why = self.peer.refuse(strangers);
+        if let Some(why) = why {
+            tracing::warn!(peer = %self.peer, why, "a process that may not wants to ask for an upgrade");
+        }
+        why.is_none()
+    }
 }
 
 /// Where it is, by the admin socket.
@@ -55,27 +75,30 @@ impl Door {
 
     /// What to wait for.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [self.listener.as_fd()].into_iter().chain(self.waiting.iter().map(|(client, _)| client.as_fd()))
+        [self.listener.as_fd()].into_iter().chain(self.waiting.iter().map(|waiting| waiting.client.as_fd()))
     }
 
     /// When to come back at the latest.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.waiting.iter().map(|(_, until)| *until).min()
+        self.waiting.iter().map(|waiting| waiting.until).min()
     }
 
-    /// Who asks for what now. `workers`: ours, who may not.
-    pub(super) fn turn(&mut self, workers: &[u32]) -> Vec<(UnixStream, Wanted)> {
+    /// Who asks for what now. Whoever connects is looked at, and again when it asks: it may have ended in between.
+    pub(super) fn turn(&mut self, strangers: &Strangers<'_>) -> Vec<(UnixStream, Wanted)> {
         while let Ok((client, _)) = self.listener.accept() {
-            if self.waiting.len() < MOST && client.set_nonblocking(true).is_ok() && may_ask(&client, workers) {
-                self.waiting.push((client, Instant::now() + PATIENCE));
+            match Waiting::new(client) {
+                Ok(waiting) if self.waiting.len() < MOST && waiting.may_ask(strangers) => self.waiting.push(waiting),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "a process that is gone wanted to ask for an upgrade"),
             }
         }
         let mut asked = Vec::new();
-        for (client, until) in std::mem::take(&mut self.waiting) {
-            match read(&client) {
-                Ok(wanted) => asked.push((client, wanted)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && until > Instant::now() => {
-                    self.waiting.push((client, until));
+        for waiting in std::mem::take(&mut self.waiting) {
+            match read(&waiting.client) {
+                Ok(wanted) if waiting.may_ask(strangers) => asked.push((waiting.client, wanted)),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && waiting.until > Instant::now() => {
+                    self.waiting.push(waiting);
                 }
                 // It is gone, late, or says what is not understood: closing it tells so.
                 Err(error) => tracing::debug!(%error, "somebody did not ask for an upgrade"),
@@ -83,16 +106,6 @@ impl Door {
         }
         asked
     }
-}
-
-/// The file's mode keeps others out, but for those who had it open, and a worker of the same user.
-fn may_ask(client: &UnixStream, workers: &[u32]) -> bool {
-    let Ok(peer) = getsockopt(client, PeerCredentials) else { return false };
-    let may = (peer.uid() == 0 || peer.uid() == geteuid().as_raw()) && !workers.contains(&peer.pid().cast_unsigned());
-    if !may {
-        tracing::warn!(uid = peer.uid(), pid = peer.pid(), "a process that may not wants to ask for an upgrade");
-    }
-    may
 }
 
 /// A line, which comes at once: it fits in the socket.

@@ -3,7 +3,6 @@
 use std::{
     io::{self, PipeReader, PipeWriter, Read, Write as _},
     os::fd::{AsFd, BorrowedFd},
-    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -77,7 +76,7 @@ pub(in crate::supervisor) struct Asking {
 }
 
 impl Asking {
-    pub(super) fn begin(program: &Path) -> Result<Self, String> {
+    pub(super) fn begin(program: Command) -> Result<Self, String> {
         let pipe = || io::pipe().map_err(|error| format!("the kernel gives no pipe: {error}"));
         let ((done, mut tell), (reader, writer)) = (pipe()?, pipe()?);
         let child = start(program, writer).map_err(|error| format!("it cannot be started: {error}"))?;
@@ -142,8 +141,7 @@ impl Drop for Asking {
 }
 
 /// What it says on either output comes through one pipe.
-fn start(program: &Path, writer: PipeWriter) -> io::Result<Child> {
-    let mut command = Command::new(program);
+fn start(mut command: Command, writer: PipeWriter) -> io::Result<Child> {
     command.arg(COMMAND).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     command.spawn()
 }
@@ -199,7 +197,7 @@ mod tests {
 
     #[test]
     fn what_is_no_sidecar_is_told_by_what_it_says() {
-        let said = |program: &str| Asking::begin(Path::new(program)).and_then(Asking::answer).unwrap_err();
+        let said = |program: &str| Asking::begin(Command::new(program)).and_then(Asking::answer).unwrap_err();
         assert!(
             said("/bin/echo")
                 .contains("no sidecar that can take over: asked for `handover-facts` it said `handover-facts`")

@@ -42,13 +42,12 @@ impl Leaving {
         self.worker.killed.is_none().then_some(self.until)
     }
 
-    /// Hears what it says, and whether it has ended.
-    fn turn(&mut self, now: Instant) -> bool {
+    /// Hears what it says, and whether it has ended. What is not of itself is kept in `said`.
+    fn turn(&mut self, now: Instant, said: &mut Vec<Report>) -> bool {
         while self.worker.silent_since.is_none() {
             match self.worker.heard() {
                 Ok(Report::Open(open)) => self.open = Some(open),
-                // It is not asked any more.
-                Ok(_) => {}
+                Ok(report) => said.push(report),
                 Err(control::Error::Busy) => break,
                 Err(control::Error::Gone) => self.worker.silent_since = Some(now),
                 Err(error) => {
@@ -78,10 +77,38 @@ impl Leaving {
     }
 }
 
-/// Looks after them, and shows what they carry.
-pub(super) fn turn(leaving: &mut Vec<Leaving>, board: &Board) {
+/// Looks after them, and shows what they carry. Returns what else they have said.
+pub(super) fn turn(leaving: &mut Vec<Leaving>, board: &Board) -> Vec<Report> {
     let now = Instant::now();
-    leaving.retain_mut(|worker| !worker.turn(now));
+    let mut said = Vec::new();
+    leaving.retain_mut(|worker| !worker.turn(now, &mut said));
     board.set(Figure::LeavingWorkers, leaving.len() as u64);
     board.set(Figure::LeavingConnections, leaving.iter().filter_map(|leaving| leaving.open).sum());
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::{
+        control::Channel,
+        supervisor::{child::Child, worker::Stage},
+    };
+
+    #[test]
+    fn what_somebody_asked_one_that_leaves_for_is_passed_on() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let child = Child::of(Command::new("sleep").arg("1000").spawn().unwrap().id());
+        let worker = Worker::adopt(child, ours, Stage::Serving, Duration::ZERO);
+        let mut leaving = Leaving::begin(worker, Duration::from_secs(60));
+        let asked = [Report::Drain, Report::LogLevel("debug".to_owned())];
+        for report in asked.iter().chain([&Report::Open(3)]) {
+            theirs.send(report, &[]).unwrap();
+        }
+        let mut said = Vec::new();
+        assert!(!leaving.turn(Instant::now(), &mut said));
+        assert_eq!((leaving.open, said), (Some(3), Vec::from(asked)));
+    }
 }

@@ -4,13 +4,16 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+/// A new worker that does not serve after this time never will.
+pub const MOST_PATIENCE: Duration = Duration::from_secs(3600);
+
 /// What `sidecar upgrade` asks for, as one line of JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// The new binary, as the sidecar sees the file; `None`: the one that lies where that of the sidecar lay.
     pub binary: Option<PathBuf>,
-    /// How long its worker may take until it serves.
+    /// How long its worker may take until it serves, [`MOST_PATIENCE`] at most.
     pub patience: Duration,
 }
 

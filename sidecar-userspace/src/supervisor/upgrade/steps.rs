@@ -7,10 +7,11 @@ use std::{
 };
 
 use super::{
-    Stage, UnderWay, Wanted, door,
+    Stage, UnderWay, Wanted, command, door,
     facts::{Asking, Facts},
     leaving, open,
-    outcome::{Done, Outcome},
+    outcome::{Done, MOST_PATIENCE, Outcome},
+    peer::Strangers,
 };
 use crate::{
     control::{self, Report},
@@ -25,14 +26,15 @@ use crate::{
 impl Supervisor {
     /// Does what is due to upgrades. `spoke`: somebody has spoken.
     pub(in crate::supervisor) fn look_after_upgrades(&mut self, spoke: bool) {
+        // Before any is reaped: one that has asked and ended is known by its number as long as it has it.
+        let workers = self.workers();
         if !self.upgrades.leaving.is_empty() {
-            leaving::turn(&mut self.upgrades.leaving, &self.board);
+            let said = leaving::turn(&mut self.upgrades.leaving, &self.board);
+            said.into_iter().for_each(|report| self.pass_on(report));
         }
         if spoke && let Some(door) = &mut self.upgrades.door {
-            let workers = self.worker.iter().map(Worker::pid);
-            let workers: Vec<u32> =
-                workers.chain(self.upgrades.leaving.iter().map(|leaving| leaving.worker.pid())).collect();
-            for (client, wanted) in door.turn(&workers) {
+            let is_application = |pid| self.application.holds(pid);
+            for (client, wanted) in door.turn(&Strangers { workers: &workers, is_application: &is_application }) {
                 self.upgrade(Some(client), wanted);
             }
         }
@@ -48,6 +50,16 @@ impl Supervisor {
         }
     }
 
+    /// The numbers of all workers: the one that serves, those that were replaced, and that of a new binary.
+    fn workers(&self) -> Vec<u32> {
+        let candidate = self.upgrades.under_way.as_ref().and_then(|under_way| match &under_way.stage {
+            Stage::Starts { worker, .. } => Some(worker.pid()),
+            Stage::Asked(_) | Stage::Done { .. } => None,
+        });
+        let leaving = self.upgrades.leaving.iter().map(|leaving| leaving.worker.pid());
+        self.worker.iter().map(Worker::pid).chain(leaving).chain(candidate).collect()
+    }
+
     /// Somebody wants the binary at this path, or at that of ours, to take over.
     pub(in crate::supervisor) fn upgrade(&mut self, client: Option<UnixStream>, wanted: Wanted) {
         let path = wanted.binary.unwrap_or_else(|| self.upgrades.binary.clone());
@@ -55,7 +67,7 @@ impl Supervisor {
         match self.begin_upgrade(&path) {
             Ok((binary, stage)) => {
                 tracing::info!(binary = %path.display(), "an upgrade begins");
-                let (patience, step) = (wanted.patience, Instant::now());
+                let (patience, step) = (wanted.patience.min(MOST_PATIENCE), Instant::now());
                 self.upgrades.under_way = Some(UnderWay { client, path, binary, patience, outcome, step, stage });
             }
             Err(why) => self.answer_refused(client, path, outcome, why),
@@ -78,13 +90,10 @@ impl Supervisor {
             ));
         }
         self.keeping.store().map_err(|why| {
-            format!(
-                "the kernel keeps no maps and links of this sidecar for another binary: {why}; give it CAP_SYS_ADMIN for the \
-                 next time, and for now end it and start the new one"
-            )
+            format!("no other binary could go on with the maps and links of this one: {why}; end this one and start the new one")
         })?;
         let binary = open(path).map_err(|error| format!("it cannot be opened: {error}; name another with --binary"))?;
-        let asking = Asking::begin(&program(&binary))?;
+        let asking = Asking::begin(command(&binary))?;
         Ok((binary, Stage::Asked(asking)))
     }
 
@@ -111,8 +120,13 @@ impl Supervisor {
             }
             Stage::Asked(_) => Ok(false),
             Stage::Starts { worker, .. } => {
-                if !serves(worker, under_way.patience)? {
-                    return Ok(false);
+                match serves(worker, under_way.patience)? {
+                    Heard::Serving => {}
+                    Heard::Nothing => return Ok(false),
+                    Heard::Other(report) => {
+                        self.pass_on(report);
+                        return Ok(false);
+                    }
                 }
                 under_way.made("its worker serves beside the one before");
                 // Returns only if the kernel refuses.
@@ -135,7 +149,7 @@ impl Supervisor {
     fn start_candidate(&self, under_way: &UnderWay) -> Result<Stage, String> {
         let Self { board, keeping, listeners, configurations, .. } = self;
         let lent = Lent { board, shared: &keeping.shared, listeners, configurations };
-        let mut worker = Worker::spawn(program(&under_way.binary)).map_err(|error| error.to_string())?;
+        let mut worker = Worker::spawn(command(&under_way.binary)).map_err(|error| error.to_string())?;
         match lent.start(&worker, self.began, self.predecessors + 1, self.log_level.as_ref(), true) {
             Ok(()) => {}
             Err(control::Error::Gone) => return Err(ended(&mut worker)),
@@ -148,6 +162,11 @@ impl Supervisor {
 
     fn refuse(&mut self, under_way: UnderWay, why: String) {
         let UnderWay { client, path, outcome, stage, .. } = under_way;
+        if let Stage::Starts { worker, .. } = &stage {
+            while let Ok(report) = worker.heard() {
+                self.pass_on(report);
+            }
+        }
         // Its worker ends with it, before anybody is told that everything is as it was.
         drop(stage);
         self.answer_refused(client, path, outcome, why);
@@ -164,21 +183,24 @@ impl Supervisor {
     }
 }
 
-/// By which the new binary is started: also a script finds itself under this name.
-fn program(binary: &std::fs::File) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), binary.as_raw_fd()))
+/// What the new worker has said.
+enum Heard {
+    Nothing,
+    Serving,
+    Other(Report),
 }
 
 /// Whether the new worker serves.
-fn serves(worker: &mut Worker, patience: Duration) -> Result<bool, String> {
+fn serves(worker: &mut Worker, patience: Duration) -> Result<Heard, String> {
     match worker.heard() {
         Ok(Report::Serving) => {
             worker.stage = crate::supervisor::worker::Stage::Serving;
-            return Ok(true);
+            return Ok(Heard::Serving);
         }
         Ok(Report::Failed(why)) => return Err(format!("its worker cannot serve: {why}")),
-        Ok(_) | Err(control::Error::Busy) => {}
+        // There may be more: it is heard in the next turn, which comes at once.
+        Ok(report) => return Ok(Heard::Other(report)),
+        Err(control::Error::Busy) => {}
         Err(control::Error::Gone) => return Err(ended(worker)),
         Err(error) => return Err(format!("its worker says what is not understood: {error}")),
     }
@@ -188,7 +210,7 @@ fn serves(worker: &mut Worker, patience: Duration) -> Result<bool, String> {
              words in the log, or give it more with --timeout"
         ));
     }
-    Ok(false)
+    Ok(Heard::Nothing)
 }
 
 fn ended(worker: &mut Worker) -> String {
