@@ -16,6 +16,13 @@ use sidecar_tests::{
     harness::{PATIENCE, Puppet, Sidecar, Spawn, World, eventually, patient},
 };
 
+/// Waits until so many connections have ended for this reason: that is told after their sockets were closed.
+fn have_ended(sidecar: &Sidecar, reason: &str, count: u64) -> Result<()> {
+    let told = || sidecar.closed(reason).is_ok_and(|ended| ended == count);
+    ensure!(eventually(PATIENCE, told), "{} ended by {reason}{}", sidecar.closed(reason)?, sidecar.process.output());
+    Ok(())
+}
+
 /// Nobody has this address, and nobody says so: packets to it disappear in the other pod.
 const BLACK_HOLE: &str = "10.88.99.99";
 
@@ -111,7 +118,7 @@ fn accepts_and_dials_that_find_no_descriptor_are_counted_and_the_connections_wai
     let end = app.end_of(TO_V4)?;
     ensure!(end == "ECONNRESET", "{end}");
     ensure!(count("sidecar_connect_errors_total")? == 1.0, "the dial that failed is not counted");
-    ensure!(sidecar.closed("connect_failed")? == 1);
+    have_ended(&sidecar, "connect_failed", 1)?;
     app.echo(waiting)?;
     app.visit(TO_V4).map(drop)
 }
@@ -159,7 +166,7 @@ fn a_destination_that_never_answers_ends_in_a_reset_within_the_limit() -> Result
         ensure!(end.outcome == "ECONNRESET", "half-closed {half_close}: {end:?}");
         ensure!(end.took > Duration::from_millis(200) && end.took < patient(Duration::from_secs(2)), "{end:?}");
     }
-    ensure!(sidecar.closed("connect_timeout")? == 2);
+    have_ended(&sidecar, "connect_timeout", 2)?;
     Ok(())
 }
 
@@ -183,7 +190,7 @@ fn dials_above_the_limit_wait_and_are_counted() -> Result<()> {
         let end = app.order(Order::AwaitEnd(socket))?;
         ensure!(end.outcome == "ECONNRESET", "{end:?}");
     }
-    ensure!(sidecar.closed("connect_timeout")? == 2);
+    have_ended(&sidecar, "connect_timeout", 2)?;
     ensure!(reached("waited")? == 1.0, "{} waited", reached("waited")?);
     app.visit(TO_V4).map(drop)
 }
@@ -197,7 +204,7 @@ fn a_neighbour_that_does_not_exist_ends_in_a_reset_within_the_limit() -> Result<
     let (socket, _) = app.open(SocketAddr::new([10, 77, 0, 200].into(), PORT))?;
     let end = app.order(Order::AwaitEnd(socket))?;
     ensure!(end.outcome == "ECONNRESET" && end.took < patient(Duration::from_secs(2)), "{end:?}");
-    ensure!(sidecar.closed("connect_timeout")? == 1);
+    have_ended(&sidecar, "connect_timeout", 1)?;
     Ok(())
 }
 
@@ -215,6 +222,6 @@ fn an_idle_connection_is_reset_after_the_limit_and_a_busy_one_is_not() -> Result
         std::thread::sleep(patient(Duration::from_millis(100)));
     }
     ensure!(app.order(Order::AwaitEnd(idle))?.outcome == "ECONNRESET");
-    ensure!(sidecar.closed("idle_timeout")? == 1);
+    have_ended(&sidecar, "idle_timeout", 1)?;
     app.echo(busy)
 }

@@ -89,7 +89,7 @@ fn strict_without_an_identity_carries_nothing() -> Result<()> {
         sidecar.process.err.wait_for(PATIENCE, attached).with_context(|| sidecar.process.output())?;
         refused(&mut stage, TO_V4)?;
         ensure!(!sidecar.is_ready(), "ready without an identity");
-        ensure!(sidecar.closed("not_encryptable")? == 1, "{name}: {}", sidecar.process.output());
+        closed(&sidecar, "not_encryptable", 1).context(name)?;
     }
     Ok(())
 }
