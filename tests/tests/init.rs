@@ -268,10 +268,6 @@ fn an_application_that_waits_is_carried_and_nothing_leaves_in_plaintext_before()
 fn bash(script: &str) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", script]);
-    // What is meant for the tests is no configuration of the sidecar's.
-    let ours = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("SIDECAR_"));
-    for name in ours {
-        command.env_remove(name);
-    }
+    Sidecar::unconfigured(&mut command);
     command
 }

@@ -91,12 +91,17 @@ impl Sidecar {
     /// The binary under test, without the variables of this process that it would take for configuration.
     pub fn program() -> Result<Command> {
         let mut command = Command::new(sidecar_binary()?);
+        Self::unconfigured(&mut command);
+        Ok(command)
+    }
+
+    /// Takes from a command that runs a sidecar what is meant for the tests: a sidecar would take it for configuration.
+    pub fn unconfigured(command: &mut Command) {
         for (name, _) in env::vars_os() {
             if name.as_encoded_bytes().starts_with(b"SIDECAR_") {
                 command.env_remove(name);
             }
         }
-        Ok(command)
     }
 
     /// Waits until its health endpoint says ready.

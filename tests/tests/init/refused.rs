@@ -23,6 +23,7 @@ fn confined_init(pod: &Pod, more: &str, args: &[&str]) -> Result<(ExitStatus, Pr
     let init = command(pod, "init", OPEN, &[])?;
     let mut confined = Command::new("setpriv");
     confined.args(sets).args(args).arg(init.get_program()).args(init.get_args());
+    Sidecar::unconfigured(&mut confined);
     let mut process = pod.spawn_beside_sidecar(confined)?;
     Ok((process.wait(PATIENCE)?, process))
 }
