@@ -80,15 +80,15 @@ fn a_gigabyte_from_nginx_arrives_intact() -> Result<()> {
         gigabyte(&body, mesh.strict)?;
         let _nginx = web(server)?;
         // Byte by byte against the original: stricter than a hash, and quicker.
-        let compare = |page| {
+        let compare = |page, limit| {
             let url = format!("http://10.77.0.2/{page}");
-            let script = format!("set -o pipefail; curl -sS --max-time 100 {url} | cmp - {}", text(&body));
-            client.run("bash", ["-c", &script])
+            let fetch = format!("curl -sS --max-time 100 --limit-rate {limit} {url}");
+            client.run("bash", ["-c", &format!("set -o pipefail; {fetch} | cmp - {}", text(&body))])
         };
-        compare("body")?;
+        compare("body", "100G")?;
         if mesh.accelerated.is_some() {
-            // What sendfile(2) sends stays with TCP.
-            compare("copied")?;
+            // What sendfile(2) sends stays with TCP, and so does a connection that is over before it was looked at.
+            compare("copied", "200M")?;
             mesh.ensure_accelerated()?;
         }
         mesh.ensure_carried(1)
@@ -124,7 +124,7 @@ fn redis_passes_its_own_benchmark() -> Result<()> {
     everywhere(|mesh| {
         let _redis = redis(&mesh.world.server)?;
         let client = &mesh.world.client;
-        let requests = work(5000).to_string();
+        let requests = work(2000).to_string();
         for pipeline in ["1", "16"] {
             let tests = "ping,set,get,incr,lpush,lrange_100,mset";
             let args =

@@ -199,7 +199,8 @@ fn dials_above_the_limit_wait_and_are_counted() -> Result<()> {
 #[test]
 fn a_neighbour_that_does_not_exist_ends_in_a_reset_within_the_limit() -> Result<()> {
     let world = World::new()?;
-    let sidecar = Sidecar::start(&world.client, &limited("connect_timeout", 500))?;
+    // After 3 s the kernel gives up, on a slow machine as well.
+    let sidecar = Sidecar::start(&world.client, &limited("connect_timeout", 300))?;
     let mut app = Puppet::start(&world.client)?;
     let (socket, _) = app.open(SocketAddr::new([10, 77, 0, 200].into(), PORT))?;
     let end = app.order(Order::AwaitEnd(socket))?;

@@ -57,7 +57,7 @@ pub struct Mesh {
     pub server: Option<Sidecar>,
     /// They speak mutual TLS and nothing else.
     pub strict: bool,
-    /// The fast path is on; so many messages went past TCP before any application's.
+    /// The fast path is on; so many connections came onto it before any application's.
     pub accelerated: Option<u64>,
     /// The pods.
     pub world: World,
@@ -89,14 +89,14 @@ impl Mesh {
                 ensure!(status["on"] == true, "no fast path: {status}");
                 Ok(())
             })?;
-            mesh.accelerated = Some(mesh.past_tcp()?);
+            mesh.accelerated = Some(mesh.enrolled()?);
         }
         Ok(mesh)
     }
 
-    /// Messages that went past TCP, those of the probe among them.
-    fn past_tcp(&self) -> Result<u64> {
-        self.sidecars().map(|sidecar| sidecar.verdict("sk_msg", "redirect", "fast")).sum()
+    /// Connections that came onto the fast path, those of the probe among them.
+    fn enrolled(&self) -> Result<u64> {
+        self.sidecars().map(|sidecar| sidecar.verdict("enrol", "enrolled", "worth")).sum()
     }
 
     fn sidecars(&self) -> impl Iterator<Item = &Sidecar> {
@@ -130,10 +130,11 @@ impl Mesh {
         Ok(())
     }
 
-    /// An error unless messages of the applications went past TCP, where that is on.
+    /// An error unless connections of the applications came onto the fast path, where it is on. How much of a stream goes past
+    /// TCP is another matter: a message does while the proxy has read all before it.
     pub fn ensure_accelerated(&self) -> Result<()> {
         if let Some(probe) = self.accelerated {
-            ensure!(self.past_tcp()? > probe, "no message of an application went past TCP{}", self.logs());
+            ensure!(self.enrolled()? > probe, "no connection came onto the fast path{}", self.logs());
         }
         Ok(())
     }
