@@ -30,7 +30,10 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// Every feature that can be had but "enhanced rep movsb": with it the kernel copies byte by byte, which the emulator
 /// does byte by byte. Without it there is no "fast short rep mov" either: a machine that claims only the latter is none
 /// that exists, and Linux 6.1 copies nothing on it (arch/x86/lib/memmove_64.S) and never says a word.
-const CPU: &str = "max,-erms,-fsrm";
+///
+/// And no AVX: programs would use it wherever they copy or encrypt, and the emulator takes twice as long for that as for the
+/// same done with SSE.
+const CPU: &str = "max,-erms,-fsrm,-avx,-avx2";
 
 /// The kernel's command line. Warnings go to the console. A kernel in trouble stops at once instead of going on in
 /// some state. The watchdogs are patient: under emulation a CPU may stand still because the host is busy.
