@@ -13,10 +13,11 @@ mod traps;
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::Ebpf;
+use nix::time::{ClockId, clock_gettime};
 use sidecar_common::fastpath::WORTH_BYTES;
 
 use super::programs::Programs;
@@ -37,6 +38,8 @@ pub(super) use engine::Maps;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// A pass may take this part of a core: where very many sockets are open it is made less often.
 const SHARE: u32 = 100;
+/// And no more seldom than this.
+const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
 
 /// What the fast path is made of, before it is loaded.
 pub struct Parts {
@@ -162,14 +165,14 @@ impl FastPath {
                 self.publish(&state);
                 continue;
             }
-            let started = Instant::now();
+            let before = cpu_time();
             if let Err(error) = engine.pass() {
                 tracing::warn!(%error, "no more connections come onto the fast path");
                 let _ = engine.turn(false);
                 state.phase = Progress::Absent(error.to_string());
                 return self.publish(&state);
             }
-            pause = LOOK_EVERY.max(started.elapsed() * SHARE);
+            pause = pause_after(cpu_time().saturating_sub(before));
             self.publish(&state);
         }
     }
@@ -208,6 +211,17 @@ impl State {
     }
 }
 
+/// What this thread has computed. What it has waited is nobody's loss: a pass waits for the kernel's grace periods too, and those
+/// are long on a busy machine.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has a clock of its own").into()
+}
+
+/// What a pass that took so much CPU has the next one wait.
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(SHARE).clamp(LOOK_EVERY, LOOK_AT_LEAST)
+}
+
 /// Loads the programs and looks what they change, unless that is known. `force` looks again each time: who forces wants to see.
 fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Result<(Engine, Report), Error> {
     let mut engine = Engine::load(ebpf, maps, netns)?;
@@ -236,5 +250,19 @@ impl Programs {
         let ebpf = self.ebpf.take().ok_or(Error::Programs)?;
         let parts = Parts { ebpf, maps, netns };
         prepare(parts, Acceleration::Force).map(|(_, report)| report)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_take_a_hundredth_of_a_core_and_are_at_most_ten_seconds_apart() {
+        for (took_us, pause_ms) in
+            [(0, 500), (4999, 500), (20_000, 2000), (99_000, 9900), (100_000, 10_000), (5_000_000, 10_000)]
+        {
+            assert_eq!(pause_after(Duration::from_micros(took_us)), Duration::from_millis(pause_ms), "{took_us} us");
+        }
     }
 }

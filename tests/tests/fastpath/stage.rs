@@ -60,7 +60,8 @@ impl Stage {
     /// Waits until so many connections are on the fast path.
     pub(crate) fn await_connections(&self, wanted: u64) -> Result<()> {
         let there = || self.connections().is_ok_and(|connections| connections == wanted);
-        ensure!(eventually(PATIENCE, there), "{} {}", self.connections()?, self.sidecar.verdicts());
+        let met = eventually(PATIENCE, there);
+        ensure!(met, "not {wanted}: {}\n{}", self.sidecar.fast_path()?, self.sidecar.verdicts());
         Ok(())
     }
 
