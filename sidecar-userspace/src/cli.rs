@@ -11,7 +11,7 @@ pub mod policy;
 pub mod upgrade;
 pub mod wait;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -51,6 +51,12 @@ enum Command {
         /// Its number.
         descriptor: i32,
     },
+    /// Have the supervisor go back to the binary before if the new one does not take over.
+    #[command(name = supervisor::STAND_BY, hide = true)]
+    StandBy {
+        /// Milliseconds that it may take.
+        patience: u64,
+    },
     /// Make and use the embedded certificate authority.
     #[command(subcommand)]
     Ca(ca::CaCommand),
@@ -83,6 +89,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         Command::TakeOver { descriptor } => {
             supervisor::take_over(*descriptor).unwrap_or_else(|error| answer::fail(error, answer::FAILED))
         }
+        Command::StandBy { patience } => supervisor::stand_by(Duration::from_millis(*patience)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),
         Command::Fastpath(command) => with_config(command.sources(), |loaded| fastpath::run(command, &loaded.config)),

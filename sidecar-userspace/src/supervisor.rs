@@ -32,7 +32,7 @@ use std::process::ExitCode;
 use crate::config::Loaded;
 
 pub use error::Error;
-pub use upgrade::{Done, FACTS, Facts, MOST_PATIENCE, Outcome, TAKE_OVER, Wanted, ask};
+pub use upgrade::{Done, FACTS, Facts, MOST_PATIENCE, Outcome, STAND_BY, TAKE_OVER, Wanted, ask, stand_by};
 
 /// Runs until a signal or a failure that ends the sidecar.
 ///

@@ -11,9 +11,12 @@ mod facts;
 mod leaving;
 mod outcome;
 mod peer;
+mod standby;
 pub(super) mod state;
 mod steps;
 mod takeover;
+mod tracee;
+mod watch;
 
 use std::{
     fs::{File, OpenOptions},
@@ -36,6 +39,7 @@ pub(super) use leaving::Leaving;
 pub use outcome::{Done, MOST_PATIENCE, Outcome, Wanted};
 pub use takeover::COMMAND as TAKE_OVER;
 pub(super) use takeover::take_over;
+pub use watch::{COMMAND as STAND_BY, stand_by};
 
 use super::{
     Error,

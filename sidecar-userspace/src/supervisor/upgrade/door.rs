@@ -128,10 +128,10 @@ pub(super) fn answer(mut client: UnixStream, outcome: &Outcome) {
 /// # Errors
 /// Nobody is there; it does not answer in time, or not as it should.
 pub fn ask(admin_socket: &Path, wanted: &Wanted) -> io::Result<Outcome> {
-    /// For the questions before the worker's start, and what comes after it.
+    /// For the questions before the worker's start, and what comes after the takeover, which has the time that the worker has.
     const MORE: Duration = Duration::from_secs(60);
     let mut stream = UnixStream::connect(path(admin_socket))?;
-    stream.set_read_timeout(Some(wanted.patience + MORE))?;
+    stream.set_read_timeout(Some(2 * wanted.patience + MORE))?;
     let line = serde_json::to_string(wanted).map_err(io::Error::other)? + "\n";
     stream.write_all(line.as_bytes())?;
     let mut answer = String::new();

@@ -3,9 +3,9 @@
 
 use std::{
     fs::File,
-    io::{self, Write},
+    io,
     os::{
-        fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
         unix::fs::FileExt,
     },
     path::PathBuf,
@@ -18,10 +18,10 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::outcome::Outcome;
+use super::{outcome::Outcome, standby};
 
 /// Of what is here. To be raised with every change of it.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +59,8 @@ pub(in crate::supervisor) struct State {
     pub(in crate::supervisor) outcome: Outcome,
     /// `CLOCK_MONOTONIC` in nanoseconds when the step before ended.
     pub(in crate::supervisor) step: u64,
+    /// Who stands by until the new binary has taken over.
+    pub(super) standby: standby::Known,
     /// What the fast path was told by hand.
     pub(in crate::supervisor) fast_path: Option<bool>,
     /// Why the new binary gave back what it had taken.
@@ -105,12 +107,12 @@ pub(in crate::supervisor) struct Process {
 
 impl State {
     /// Every descriptor that it names.
-    fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = RawFd> {
         let Self { listeners, configurations, .. } = self;
         let sockets = [listeners.outbound, listeners.inbound, listeners.admin_socket];
         let optional = [self.door, self.client, listeners.tunnels, configurations.in_force];
         let workers = self.leaving.iter().chain(&self.current).chain([&self.candidate]);
-        [self.board, self.store, configurations.first, self.own, self.new]
+        [self.board, self.store, configurations.first, self.own, self.new, self.standby.memory]
             .into_iter()
             .chain(sockets)
             .chain(listeners.questions)
@@ -130,12 +132,37 @@ impl State {
 
     /// Memory that the next binary inherits, with all of this in it.
     pub(super) fn write(&self) -> io::Result<File> {
-        let mut file = File::from(memfd_create(c"sidecar-state", MFdFlags::empty())?);
-        file.write_all(&serde_json::to_vec(self).map_err(io::Error::other)?)?;
+        let file = memory()?;
+        fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        self.write_to(&file)?;
         Ok(file)
     }
 
-    /// What was written into the memory behind this descriptor, which is closed.
+    /// The same, in the place of what is there.
+    pub(super) fn write_to(&self, memory: &File) -> io::Result<()> {
+        let bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
+        memory.set_len(bytes.len() as u64)?;
+        memory.write_all_at(&bytes, 0)
+    }
+
+    /// For whoever stands by: what the supervisor has written into the memory that it shares with this process, to which the reason is
+    /// added; and the number of that memory in the supervisor.
+    pub(super) fn of_the_one_before(memory: BorrowedFd<'_>, why: &str) -> io::Result<(Self, RawFd)> {
+        let file = File::from(memory.try_clone_to_owned()?);
+        let mut state = Self::read_from(&file)?;
+        state.failed = Some(why.to_owned());
+        state.write_to(&file)?;
+        let number = state.standby.memory;
+        Ok((state, number))
+    }
+
+    fn read_from(memory: &File) -> io::Result<Self> {
+        let mut bytes = vec![0; usize::try_from(memory.metadata()?.len()).map_err(io::Error::other)?];
+        memory.read_exact_at(&mut bytes, 0)?;
+        serde_json::from_slice(&bytes).map_err(io::Error::other)
+    }
+
+    /// What was written into the memory behind this descriptor, which is closed, unless the state names it itself.
     pub(super) fn read(memory: RawFd) -> io::Result<Self> {
         // Whatever the number was given by, nothing but memory has this name.
         let name = std::fs::read_link(format!("/proc/self/fd/{memory}"))?;
@@ -144,13 +171,14 @@ impl State {
         }
         // SAFETY: it was made by `write` for whoever reads it, and nobody else has it in this process.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(memory) });
-        let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
-        file.read_exact_at(&mut bytes, 0)?;
-        let state: Self = serde_json::from_slice(&bytes).map_err(io::Error::other)?;
+        let state = Self::read_from(&file)?;
         if state.version != VERSION {
             return Err(io::Error::other(format!("a state of version {}, not {VERSION}", state.version)));
         }
         state.inherit(false)?;
+        if state.standby.memory == memory {
+            let _ = file.into_raw_fd();
+        }
         Ok(state)
     }
 
@@ -161,6 +189,11 @@ impl State {
             drop(unsafe { OwnedFd::from_raw_fd(descriptor) });
         }
     }
+}
+
+/// Memory for a state, which no other program inherits.
+pub(super) fn memory() -> io::Result<File> {
+    Ok(File::from(memfd_create(c"sidecar-state", MFdFlags::MFD_CLOEXEC)?))
 }
 
 /// Another descriptor of the same.

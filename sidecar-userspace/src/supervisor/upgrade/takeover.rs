@@ -16,6 +16,7 @@ use nix::unistd::execv;
 use super::{
     Leaving, Stage, UnderWay, Upgrades,
     outcome::Done,
+    standby::{self, Standby},
     state::{self, State},
 };
 use crate::{
@@ -39,14 +40,20 @@ impl Supervisor {
     pub(super) fn go_on_as(&mut self, under_way: &UnderWay) -> String {
         let fast_path = self.fast_path.as_ref().and_then(|path| path.pause());
         let offered = self.keeping.capture.offer_links().map_err(io::Error::other);
-        let state = offered.and_then(|()| self.state(under_way, fast_path));
+        // It ends with this, if the kernel refuses.
+        let standby = offered.and_then(|()| Standby::start(under_way.patience));
+        let state = standby.as_ref().map_err(|error| refused_standby(error)).and_then(|standby| {
+            let state = self.state(under_way, fast_path, standby.known())?;
+            state.write_to(&standby.memory)?;
+            Ok(state)
+        });
         let Err(error) = state.and_then(|state| execute(state.new, &state));
         self.keeping.capture.hold_links();
         self.fast_path.iter().for_each(|path| path.resume(fast_path));
         format!("the kernel does not run it in the place of this one: {error}")
     }
 
-    fn state(&self, under_way: &UnderWay, fast_path: Option<bool>) -> io::Result<State> {
+    fn state(&self, under_way: &UnderWay, fast_path: Option<bool>, standby: standby::Known) -> io::Result<State> {
         let Stage::Starts { worker: candidate, generation } = &under_way.stage else {
             return Err(io::Error::other("it has no worker; please report"));
         };
@@ -74,6 +81,7 @@ impl Supervisor {
             client: under_way.client.as_ref().map(AsRawFd::as_raw_fd),
             outcome: under_way.outcome.clone(),
             step: monotonic_now(),
+            standby,
             fast_path,
             failed: None,
         })
@@ -135,6 +143,13 @@ impl Supervisor {
     }
 }
 
+fn refused_standby(error: &io::Error) -> io::Error {
+    io::Error::new(
+        error.kind(),
+        format!("nobody can stand by to take it back: {error}; is a process more allowed (pids limit)?"),
+    )
+}
+
 fn process(worker: &Worker, leaving: Option<&Leaving>) -> state::Process {
     state::Process {
         pid: worker.pid(),
@@ -182,6 +197,7 @@ pub(in crate::supervisor) fn take_over(memory: RawFd) -> Result<ExitCode, Error>
 
 fn go_on(state: &State, resumed: Resumed) -> Result<Supervisor, Error> {
     let Resumed { mut supervisor, candidate } = resumed;
+    state.standby.dismiss();
     supervisor.settle(state, candidate);
     supervisor.tell_upgrade(state).map_err(Error::runtime("keep the story of the upgrade"))?;
     state.close();

@@ -1,0 +1,65 @@
+//! New binaries that fail after the process has gone on as one of them: the one before goes on, in the same process, with all that was
+//! open.
+
+use anyhow::{Context, Result, ensure};
+use sidecar_tests::{
+    agent::puppet::Order,
+    cases::net::TO_V4,
+    harness::{PATIENCE, Sidecar, bpf, eventually, work},
+};
+
+use super::{LONG, Stage, upgrades};
+
+impl Stage {
+    /// A binary that is ours, but for what it does when it is to take over.
+    fn ours_but(&self, name: &str, takes_over: &str) -> Result<String> {
+        let ours = Sidecar::program()?.get_program().to_owned();
+        let ours = ours.to_str().context("a path of words")?;
+        self.script(name, &format!("#!/bin/sh\ncase $1 in take-over) {takes_over};; *) exec {ours} \"$@\";; esac\n"))
+    }
+
+    /// An upgrade that is rolled back for this reason, while an application goes on; everything is as before after it.
+    fn gives_back(&mut self, binary: &str, reason: &str) -> Result<()> {
+        let (processes, attached) = (self.client.pids(), bpf::attached_programs(self.pod())?);
+        let before = upgrades(&self.client, "rolled_back")?;
+        self.app.begin(Order::Toil(TO_V4, 5, work(50)))?;
+        let why = self.refused(&["--timeout", "4", "--binary", binary])?;
+        ensure!(why.contains("goes on in process") && why.contains(binary) && why.contains(reason), "{why}");
+        self.app.begin(Order::Accepted)?;
+        let toil = self.app.answer(PATIENCE)?;
+        ensure!(toil.outcome == "ok", "{}", toil.outcome);
+        self.app.answer(PATIENCE)?;
+        ensure!(eventually(PATIENCE, || self.client.pids() == processes), "{:?}", self.client.pids());
+        self.goes_on(&processes)?;
+        ensure!(bpf::attached_programs(self.pod())? == attached, "more than one program at a hook");
+        ensure!(upgrades(&self.client, "rolled_back")? == before + 1);
+        Ok(())
+    }
+
+    /// One after the other, with a connection that stays open: names, what each does when it is to take over, and why it is stopped.
+    fn all_give_back(&mut self, binaries: &[(&str, &str, &str)]) -> Result<()> {
+        let (handle, _) = self.app.open(TO_V4)?;
+        for (name, takes_over, reason) in binaries {
+            let binary = self.ours_but(name, takes_over)?;
+            self.gives_back(&binary, reason).with_context(|| format!("{name}{}", self.client.process.output()))?;
+            self.app.echo(handle)?;
+        }
+        // And one that can, can.
+        self.upgrade(&[])?;
+        self.app.echo(handle)
+    }
+}
+
+const LATE: &str = "it had not taken over after 4s";
+
+#[test]
+fn a_binary_that_hangs_in_the_kernel_or_exits_when_it_is_to_take_over_gives_everything_back() -> Result<()> {
+    let exits = ("exits", "exit 3", "it was about to exit by itself");
+    Stage::new(LONG)?.all_give_back(&[("sleeps", "exec sleep 1000", LATE), exits])
+}
+
+#[test]
+fn a_binary_that_hangs_in_its_code_or_crashes_when_it_is_to_take_over_gives_everything_back() -> Result<()> {
+    let crashes = ("crashes", "kill -SEGV $$", "SIGSEGV");
+    Stage::new(LONG)?.all_give_back(&[("spins", "while :; do :; done", LATE), crashes])
+}
