@@ -42,7 +42,7 @@ impl Supervisor {
         let offered = self.keeping.capture.offer_links().map_err(io::Error::other);
         // It ends with this, if the kernel refuses.
         let standby = offered.and_then(|()| Standby::start(under_way.patience));
-        let state = standby.as_ref().map_err(|error| refused_standby(error)).and_then(|standby| {
+        let state = standby.as_ref().map_err(refused_standby).and_then(|standby| {
             let state = self.state(under_way, fast_path, standby.known())?;
             state.write_to(&standby.memory)?;
             Ok(state)
