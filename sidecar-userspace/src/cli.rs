@@ -50,6 +50,9 @@ enum Command {
     TakeOver {
         /// Its number.
         descriptor: i32,
+        /// Fail at this program, as if the kernel refused it, to see that everything is given back.
+        #[arg(long, value_name = "PROGRAM")]
+        refuse: Option<String>,
     },
     /// Have the supervisor go back to the binary before if the new one does not take over.
     #[command(name = supervisor::STAND_BY, hide = true)]
@@ -86,9 +89,8 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             with_config(&arguments.sources, |loaded| upgrade::run(arguments, &loaded.config))
         }
         Command::HandoverFacts => upgrade::tell_facts(),
-        Command::TakeOver { descriptor } => {
-            supervisor::take_over(*descriptor).unwrap_or_else(|error| answer::fail(error, answer::FAILED))
-        }
+        Command::TakeOver { descriptor, refuse } => supervisor::take_over(*descriptor, refuse.clone())
+            .unwrap_or_else(|error| answer::fail(error, answer::FAILED)),
         Command::StandBy { patience } => supervisor::stand_by(Duration::from_millis(*patience)),
         Command::Ca(command) => ca::run(command),
         Command::Config(command) => config::run(command),

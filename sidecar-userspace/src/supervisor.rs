@@ -42,10 +42,11 @@ pub fn run(loaded: Loaded) -> Result<ExitCode, Error> {
     start::start(loaded)?.run()
 }
 
-/// Goes on with what the binary that this process ran before has left behind a descriptor.
+/// Goes on with what the binary that this process ran before has left behind a descriptor. `refused`: a program whose attachment is to
+/// fail, as if the kernel refused it.
 ///
 /// # Errors
 /// It has left nothing, or it could not go on either.
-pub fn take_over(descriptor: i32) -> Result<ExitCode, Error> {
-    upgrade::take_over(descriptor)
+pub fn take_over(descriptor: i32, refused: Option<String>) -> Result<ExitCode, Error> {
+    upgrade::take_over(descriptor, refused)
 }

@@ -31,7 +31,7 @@ pub use cgroup::{Cgroup, sweep};
 pub use conversation::{Agent, Conversation, Report, converse};
 pub use family::children;
 pub use http::Response;
-pub use lacking::without_helper;
+pub use lacking::{with_other_tags, without_helper};
 pub use log::Log;
 pub use memory::MemoryLimit;
 pub use mesh::{Layout, Mesh, wait_for_port};

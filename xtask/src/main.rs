@@ -20,6 +20,7 @@ mod setup;
 mod soak;
 mod test;
 mod tidy;
+mod upgrades;
 mod vm;
 mod world;
 
@@ -57,6 +58,8 @@ enum Verb {
     Scale(scale::Args),
     /// Do to two sidecars under load what can happen to them, and count every request
     Soak(soak::Args),
+    /// Upgrade two sidecars under load again and again, and see that nobody notices
+    Upgrades(upgrades::Args),
     /// Throw random bytes at what reads bytes of strangers
     Fuzz(fuzz::Args),
     /// Check formatting, lints and the rules of the house
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Churn(args) => churn::run(args),
         Verb::Scale(args) => scale::run(args),
         Verb::Soak(args) => soak::run(args),
+        Verb::Upgrades(args) => upgrades::run(args),
         Verb::Fuzz(args) => fuzz::run(args),
         Verb::Tidy(args) => tidy::run(args),
         Verb::Ci(args) => ci::run(args),

@@ -3,8 +3,8 @@
 //! Every request is counted. A number that is missed fails nothing; a wrong byte does, and a sidecar that does not come back.
 
 mod fault;
-mod ledger;
-mod rig;
+pub(crate) mod ledger;
+pub(crate) mod rig;
 mod tell;
 
 use crate::{
@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
     };
     let seed = args.seed.unwrap_or_else(|| now_us() % 1_000_000);
     let world = World::new("soak")?;
-    let mut rig = Rig::set(&world, &binary, args.rate, args.streams)?;
+    let mut rig = Rig::set(&world, &binary, args.rate, args.streams, "")?;
     let kinds = kinds(&args.only, &rig);
     println!(
         "{} requests a second and {} streams between two pods with mutual TLS, for {} minutes; --seed {seed}",

@@ -13,6 +13,7 @@ pub(crate) mod metrics;
 pub(crate) mod netns;
 pub(crate) mod pod;
 pub(crate) mod process;
+pub(crate) mod programs;
 pub(crate) mod sidecar;
 pub(crate) mod wait;
 pub(crate) mod wire;

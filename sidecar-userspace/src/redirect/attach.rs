@@ -64,6 +64,8 @@ pub(super) struct Attaching<'a> {
     pub(super) code: &'a Code,
     pub(super) store: Option<&'a Store>,
     pub(super) pod: &'a Pod,
+    /// The program at whose turn it fails, as if the kernel refused: to see what becomes of those before it.
+    pub(super) refused: Option<&'a str>,
 }
 
 impl Attaching<'_> {
@@ -92,6 +94,9 @@ impl Attaching<'_> {
     /// A link that the store has of the same place goes on, with our program if we have one: there is no moment with two or none.
     fn one(&self, (program, attach_type): Hook, target: Target<'_>) -> Result<OwnedFd, Error> {
         let failed = |source| Error::Attach { program, target: target.shown.to_string(), source };
+        if self.refused == Some(program) {
+            return Err(failed(io::Error::other("it is to be refused, by --refuse")));
+        }
         let kept = self.store.and_then(|store| store.link_to(program, target.id));
         let link = match (kept, self.code.get(program)) {
             (Some(link), Some(code)) => return bpf::update(link.as_fd(), code.as_fd()).map(|()| link).map_err(failed),

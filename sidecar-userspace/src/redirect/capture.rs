@@ -46,6 +46,7 @@ pub struct Prepared {
     mesh_link: Option<Named>,
     listener_capacity: usize,
     accelerates: bool,
+    refused: Option<String>,
 }
 
 /// What comes of attaching: the capture, and what keeps it current as long as it is polled.
@@ -119,6 +120,7 @@ impl Programs {
             mesh_link: self.mesh_link,
             listener_capacity: config.capture.maps.listeners as usize,
             accelerates: config.capture.acceleration != Acceleration::Off,
+            refused: self.refused,
         })
     }
 }
@@ -146,7 +148,8 @@ impl Prepared {
         Pins::sweep();
         refuse_second_sidecar(&pod, self.store.as_ref())?;
         let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
-        let attaching = Attaching { code: &self.code, store: self.store.as_ref(), pod: &pod };
+        let attaching =
+            Attaching { code: &self.code, store: self.store.as_ref(), pod: &pod, refused: self.refused.as_deref() };
         let mut links = attaching.to_own_cgroup(&PROXY_PROGRAMS)?;
         links.extend(self.mesh_link.take());
         links.extend(attaching.to_pod_cgroup(&POD_PROGRAMS)?);

@@ -50,7 +50,8 @@ impl Programs {
         if self.discovery.is_err() {
             return Ok(());
         }
-        let attaching = Attaching { code: &self.code, store: self.store.as_ref(), pod };
+        let attaching =
+            Attaching { code: &self.code, store: self.store.as_ref(), pod, refused: self.refused.as_deref() };
         self.mesh_link = attaching.to_own_cgroup(&[MESH_PROGRAM])?.pop();
         Ok(())
     }

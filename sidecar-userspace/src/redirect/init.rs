@@ -78,7 +78,7 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     rules::write(&mut programs.maps, pod.netns_cookie(), NO_CGROUP, config)?;
     done(Step::Rules)?;
 
-    let attaching = Attaching { code: &programs.code, store: Some(&store), pod };
+    let attaching = Attaching { code: &programs.code, store: Some(&store), pod, refused: None };
     attaching.to_pod_cgroup(&POD_PROGRAMS)?;
     done(Step::Half)?;
     let (listeners, room) = (ListenerMaps::take(&mut programs.maps), config.capture.maps.listeners as usize);

@@ -60,6 +60,8 @@ pub struct Programs {
     pub(super) discovery: Result<(), String>,
     /// It serves the proxy's own sockets.
     pub(super) mesh_link: Option<Named>,
+    /// See [`super::attach::Attaching`].
+    pub(super) refused: Option<String>,
     /// CPUs that have counters of their own.
     pub(super) cpus: u32,
     pub(super) subflows: Subflows,
@@ -154,6 +156,7 @@ impl Programs {
             log,
             discovery,
             mesh_link: None,
+            refused: None,
             cpus: rooms.cpus,
             subflows: shown.subflows,
         })

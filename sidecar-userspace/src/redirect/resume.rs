@@ -63,18 +63,18 @@ impl Programs {
     }
 
     /// What the next binary of a sidecar that runs attaches: its own, with the maps and links in the store; or the programs that are
-    /// there, if it has no right to load any.
+    /// there, if it has no right to load any. `refused`: a program whose attachment is to fail.
     ///
     /// # Errors
     /// The store does not fit; the kernel refuses.
-    pub fn take_over(store: Store, config: &Config) -> Result<Self, Error> {
+    pub fn take_over(store: Store, config: &Config, refused: Option<String>) -> Result<Self, Error> {
         // What is half made would be cleared, with the links that still refuse.
         let half_made = || Error::Unfit { path: store.shown(), why: "it is half made".to_owned() };
         let marker = store.marker()?.ok_or_else(half_made)?;
         if missing_capabilities().is_empty() {
-            return Self::load_all(config, Some(store));
+            return Ok(Self { refused, ..Self::load_all(config, Some(store))? });
         }
-        Self::adopt(store, marker, config)
+        Ok(Self { refused, ..Self::adopt(store, marker, config)? })
     }
 
     pub(super) fn load_all(config: &Config, store: Option<Store>) -> Result<Self, Error> {
@@ -115,7 +115,19 @@ impl Programs {
         }
         marker.owner = std::process::id();
         let (cpus, log) = (rooms.cpus, None);
-        Ok(Self { ebpf: None, maps, code, store: Some(store), marker, log, discovery, mesh_link: None, cpus, subflows })
+        Ok(Self {
+            ebpf: None,
+            maps,
+            code,
+            store: Some(store),
+            marker,
+            log,
+            discovery,
+            mesh_link: None,
+            refused: None,
+            cpus,
+            subflows,
+        })
     }
 }
 

@@ -42,7 +42,8 @@ pub(super) struct Resumed {
 
 /// Takes over. Everything that may fail comes before what ends with its owner: workers, which are killed, and files of sockets,
 /// which are removed. Descriptors are duplicates: those of the state are for the binary that goes on if this one cannot.
-pub(super) fn resume(state: &State) -> Result<Resumed, Error> {
+/// `refused`: a program whose attachment is to fail.
+pub(super) fn resume(state: &State, refused: Option<String>) -> Result<Resumed, Error> {
     let configurations = Configurations::inherited(&state.configurations).map_err(missing)?;
     let mut config = configurations.load_first()?.config;
     // The process is there already, whatever has become of the name.
@@ -55,7 +56,7 @@ pub(super) fn resume(state: &State) -> Result<Resumed, Error> {
     let admin_socket = socket::path(&config.telemetry, pod.netns_inode());
     let board = Arc::new(state::again(state.board).and_then(Board::copy_of).map_err(missing)?);
     let mut listeners = Listeners::inherited(&state.listeners).map_err(missing)?;
-    let (mut keeping, pulse) = capture(state, pod, &config, &listeners, &board)?;
+    let (mut keeping, pulse) = capture(state, pod, &config, refused, &listeners, &board)?;
     let channels = Channels::of(state).map_err(missing)?;
     let mut upgrades = Upgrades::inherited(state).map_err(missing)?;
     let door = state.door.map(state::again).transpose().map_err(missing)?;
@@ -111,11 +112,12 @@ fn capture(
     state: &State,
     pod: Pod,
     config: &Config,
+    refused: Option<String>,
     listeners: &Listeners,
     board: &Board,
 ) -> Result<(Keeping, Pulse), Error> {
     let store = Store::from_descriptor(state::again(state.store).map_err(missing)?);
-    let mut programs = Programs::take_over(store, config)?;
+    let mut programs = Programs::take_over(store, config, refused)?;
     board.set(Figure::MptcpAsTcp, u64::from(*programs.subflows() != Subflows::Told));
     board.set(Figure::NoDiscovery, u64::from(programs.discovers().is_err()));
     programs.attach_discovery(&pod)?;

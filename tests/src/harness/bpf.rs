@@ -18,6 +18,7 @@ const BPF_MAP_UPDATE_ELEM: i32 = 2;
 const BPF_MAP_GET_NEXT_KEY: i32 = 4;
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_ATTACH: i32 = 8;
+const BPF_PROG_GET_FD_BY_ID: i32 = 13;
 const BPF_MAP_GET_FD_BY_ID: i32 = 14;
 const BPF_OBJ_GET_INFO_BY_FD: i32 = 15;
 const BPF_PROG_QUERY: i32 = 16;
@@ -66,20 +67,53 @@ pub fn attached_programs(pod: &Pod) -> Result<u32> {
     Ok(count)
 }
 
+/// The tags of the programs that a sidecar attaches, hook by hook: of the pod's network namespace, then of its cgroups.
+pub fn tags(pod: &Pod) -> Result<Vec<Vec<[u8; 8]>>> {
+    let mut hooks = vec![tags_at(pod.netns().as_fd(), BPF_SK_LOOKUP).context("programs of a network namespace")?];
+    for path in [pod.cgroup(), pod.sidecar_cgroup()] {
+        let cgroup = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        for hook in CGROUP_HOOKS {
+            hooks.push(tags_at(cgroup.as_fd(), hook).with_context(|| format!("programs of attach type {hook}"))?);
+        }
+    }
+    hooks.retain(|tags| !tags.is_empty());
+    Ok(hooks)
+}
+
+fn tags_at(target: BorrowedFd<'_>, hook: u32) -> io::Result<Vec<[u8; 8]>> {
+    ids(target, hook, 0)?.into_iter().map(tag).collect()
+}
+
+fn tag(program: u32) -> io::Result<[u8; 8]> {
+    let mut attr = Attr::default();
+    attr.0[0] = program;
+    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut attr)?;
+    // SAFETY: the kernel has just returned this descriptor to us alone.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+    // The beginning of `struct bpf_prog_info`: type, id, tag.
+    let mut info = [0_u8; 16];
+    let mut attr = Attr::default();
+    attr.0[..2].copy_from_slice(&[program.as_raw_fd().cast_unsigned(), info.len() as u32]);
+    attr.set64(2, info.as_mut_ptr() as u64);
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info[8..].try_into().unwrap_or_default())
+}
+
 /// The ids of the programs that run for IPv4 connects of a cgroup's tasks.
 pub fn connect_programs(cgroup: &Path) -> Result<Vec<u32>> {
     const BPF_F_QUERY_EFFECTIVE: u32 = 1;
     let directory = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
+    ids(directory.as_fd(), BPF_CGROUP_INET4_CONNECT, BPF_F_QUERY_EFFECTIVE)
+        .context("BPF_PROG_QUERY of what is effective")
+}
+
+fn ids(target: BorrowedFd<'_>, attach_type: u32, flags: u32) -> io::Result<Vec<u32>> {
     let mut ids = vec![0_u32; 64];
     let mut attr = Attr::default();
-    attr.0[..3].copy_from_slice(&[
-        directory.as_raw_fd().cast_unsigned(),
-        BPF_CGROUP_INET4_CONNECT,
-        BPF_F_QUERY_EFFECTIVE,
-    ]);
+    attr.0[..3].copy_from_slice(&[target.as_raw_fd().cast_unsigned(), attach_type, flags]);
     attr.set64(4, ids.as_mut_ptr() as u64);
     attr.0[6] = ids.len() as u32;
-    bpf(BPF_PROG_QUERY, &mut attr).context("BPF_PROG_QUERY of what is effective")?;
+    bpf(BPF_PROG_QUERY, &mut attr)?;
     ids.truncate(attr.0[6] as usize);
     Ok(ids)
 }

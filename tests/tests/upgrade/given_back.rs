@@ -1,11 +1,13 @@
 //! New binaries that fail after the process has gone on as one of them: the one before goes on, in the same process, with all that was
 //! open.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::TO_V4,
-    harness::{PATIENCE, Sidecar, bpf, eventually, work},
+    harness::{PATIENCE, Sidecar, bpf, eventually, with_other_tags, work},
 };
 
 use super::{LONG, Stage, upgrades};
@@ -14,7 +16,10 @@ impl Stage {
     /// A binary that is ours, but for what it does when it is to take over.
     fn ours_but(&self, name: &str, takes_over: &str) -> Result<String> {
         let ours = Sidecar::program()?.get_program().to_owned();
-        let ours = ours.to_str().context("a path of words")?;
+        self.but(ours.to_str().context("a path of words")?, name, takes_over)
+    }
+
+    fn but(&self, ours: &str, name: &str, takes_over: &str) -> Result<String> {
         self.script(name, &format!("#!/bin/sh\ncase $1 in take-over) {takes_over};; *) exec {ours} \"$@\";; esac\n"))
     }
 
@@ -62,4 +67,27 @@ fn a_binary_that_hangs_in_the_kernel_or_exits_when_it_is_to_take_over_gives_ever
 fn a_binary_that_hangs_in_its_code_or_crashes_when_it_is_to_take_over_gives_everything_back() -> Result<()> {
     let crashes = ("crashes", "kill -SEGV $$", "SIGSEGV");
     Stage::new(LONG)?.all_give_back(&[("spins", "while :; do :; done", LATE), crashes])
+}
+
+#[test]
+fn a_binary_that_fails_in_the_middle_of_its_hooks_gives_back_those_that_it_has() -> Result<()> {
+    let mut stage = Stage::new(LONG)?;
+    let other = with_other_tags(Path::new(Sidecar::program()?.get_program()), stage.pod().directory())?;
+    let other = other.to_str().context("a path of words")?;
+    let before = bpf::tags(stage.pod())?;
+    // The first, one in the middle, the last but one of a cgroup, the last of all.
+    for program in ["on_getsockopt", "on_getsockname4", "on_connect6", "on_lookup"] {
+        let binary = stage.but(other, program, &format!("exec {other} \"$@\" --refuse {program}"))?;
+        stage.gives_back(&binary, program).with_context(|| stage.client.process.output())?;
+        let now = bpf::tags(stage.pod())?;
+        ensure!(now == before, "{program}: {now:?}, not {before:?}");
+    }
+    // Nothing is kept of the tries: the same without a fault puts its programs at every hook.
+    stage.upgrade(&["--binary", other])?;
+    let now = bpf::tags(stage.pod())?;
+    ensure!(now.len() == before.len(), "{now:?} {before:?}");
+    for (now, before) in now.iter().zip(&before) {
+        ensure!(now.len() == 1 && before.len() == 1 && now != before, "{now:?} after {before:?} at a hook");
+    }
+    Ok(())
 }

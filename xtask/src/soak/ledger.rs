@@ -9,19 +9,19 @@ use std::{
 };
 
 /// What the load has written so far.
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     path: PathBuf,
     read: u64,
-    pub(super) outcomes: Vec<Outcome>,
+    pub(crate) outcomes: Vec<Outcome>,
 }
 
 impl Ledger {
-    pub(super) fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self { path, read: 0, outcomes: Vec::new() }
     }
 
     /// Reads what was added.
-    pub(super) fn read(&mut self) -> Result<&Self> {
+    pub(crate) fn read(&mut self) -> Result<&Self> {
         let failed = || format!("cannot read {}", self.path.display());
         let mut file = File::open(&self.path).with_context(failed)?;
         file.seek(SeekFrom::Start(self.read)).with_context(failed)?;
@@ -35,7 +35,7 @@ impl Ledger {
     }
 
     /// When the first request was answered of those that were due since then.
-    pub(super) fn answered_since(&self, since: u64) -> Option<u64> {
+    pub(crate) fn answered_since(&self, since: u64) -> Option<u64> {
         let answered = |outcome: &&Outcome| outcome.kind == Kind::Request && outcome.served() && outcome.due >= since;
         self.outcomes.iter().rev().take_while(|outcome| outcome.end >= since).filter(answered).map(|o| o.end).min()
     }

@@ -27,26 +27,26 @@ const START_LIMIT: Duration = Duration::from_secs(15);
 const HEALTH: u16 = 15021;
 
 /// Everything that runs. The load goes first.
-pub(super) struct Rig<'a> {
+pub(crate) struct Rig<'a> {
     load: Process,
-    pub(super) sides: [Side<'a>; 2],
+    pub(crate) sides: [Side<'a>; 2],
     _servers: Process,
     world: &'a World,
     binary: PathBuf,
 }
 
 /// A pod and its sidecar.
-pub(super) struct Side<'a> {
-    pub(super) pod: &'a Pod,
+pub(crate) struct Side<'a> {
+    pub(crate) pod: &'a Pod,
     plan: Plan,
-    pub(super) sidecar: Process,
+    pub(crate) sidecar: Process,
     /// Starts of it so far.
     runs: u32,
 }
 
 impl<'a> Rig<'a> {
-    /// Starts everything, and waits until the first request is answered.
-    pub(super) fn set(world: &'a World, binary: &Path, rate: u64, streams: u64) -> Result<Self> {
+    /// Starts everything, and waits until the first request is answered. `extra`: more lines of the sidecars' configuration.
+    pub(crate) fn set(world: &'a World, binary: &Path, rate: u64, streams: u64, extra: &str) -> Result<Self> {
         let (client, server) = (&world.client, &world.server);
         let xtask = std::env::current_exe().context("cannot find this program's own file")?.display().to_string();
         let line = [&xtask, "load", "serve", "--at", &SERVER.to_string()];
@@ -55,7 +55,7 @@ impl<'a> Rig<'a> {
         authority(binary, world, "init", &["--trust-domain", "soak.example"])?;
         let side = |pod: &'a Pod| -> Result<Side<'a>> {
             issue(binary, world, pod)?;
-            let plan = Plan::new(binary, pod, &world.folder, "off", &settings(world, pod))?;
+            let plan = Plan::new(binary, pod, &world.folder, "off", &(settings(world, pod) + extra))?;
             let (sidecar, _) = plan.serve(pod, &world.folder, "run-1")?;
             Ok(Side { pod, plan, sidecar, runs: 1 })
         };
@@ -68,17 +68,17 @@ impl<'a> Rig<'a> {
     }
 
     /// Where the load writes its outcomes.
-    pub(super) fn load_output(&self) -> PathBuf {
+    pub(crate) fn load_output(&self) -> PathBuf {
         self.load.output_path().to_owned()
     }
 
     /// Whether the binary has the verb.
-    pub(super) fn upgrades(&self) -> bool {
+    pub(crate) fn upgrades(&self) -> bool {
         process::output(Command::new(&self.binary).args(["upgrade", "--help"])).is_ok()
     }
 
     /// Has a running sidecar replace itself, with the command that an operator has for that.
-    pub(super) fn upgrade(&self, side: usize) -> Result<String> {
+    pub(crate) fn upgrade(&self, side: usize) -> Result<String> {
         let side = &self.sides[side];
         let mut command = side.pod.command(Place::Sidecar, &self.binary)?;
         command.args(["upgrade", "--config"]).arg(side.plan.config());
@@ -86,7 +86,7 @@ impl<'a> Rig<'a> {
     }
 
     /// Kills the sidecar of a side, and starts it again at once, as an orchestrator does when no process of a container is left.
-    pub(super) fn replace(&mut self, side: usize) -> Result<()> {
+    pub(crate) fn replace(&mut self, side: usize) -> Result<()> {
         let Side { pod, plan, sidecar, runs } = &mut self.sides[side];
         sidecar.end(Signal::SIGKILL, START_LIMIT)?;
         let place = pod.container(Place::Sidecar).path();
@@ -99,19 +99,19 @@ impl<'a> Rig<'a> {
     }
 
     /// Renews the identity of a side in place.
-    pub(super) fn issue(&self, side: usize) -> Result<()> {
+    pub(crate) fn issue(&self, side: usize) -> Result<()> {
         let metric = "sidecar_identity_generation";
         let side = &self.sides[side];
         self.grows(side, metric, || issue(&self.binary, self.world, side.pod))
     }
 
     /// A step of the authority's change of root.
-    pub(super) fn rotate(&self, args: &[&str]) -> Result<()> {
+    pub(crate) fn rotate(&self, args: &[&str]) -> Result<()> {
         authority(&self.binary, self.world, "rotate", args)
     }
 
     /// Does something, and waits until the sidecar has taken note of it.
-    pub(super) fn grows(&self, side: &Side<'_>, metric: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(crate) fn grows(&self, side: &Side<'_>, metric: &str, what: impl FnOnce() -> Result<()>) -> Result<()> {
         let read = || anyhow::Ok(sidecar::metrics(side.pod)?.sum(metric, &[]));
         let before = read()?;
         what()?;
@@ -120,7 +120,7 @@ impl<'a> Rig<'a> {
     }
 
     /// Waits until both sidecars are ready.
-    pub(super) fn ready(&mut self, limit: Duration) -> Result<()> {
+    pub(crate) fn ready(&mut self, limit: Duration) -> Result<()> {
         self.sides.iter_mut().try_for_each(|Side { pod, sidecar, .. }| {
             sidecar.until(limit, "readiness", || Ok(http::get(pod, HEALTH, "/healthz/ready").ok())).map(drop)
         })?;
@@ -128,14 +128,14 @@ impl<'a> Rig<'a> {
     }
 
     /// What the sidecars wrote last, for a failure.
-    pub(super) fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         self.sides.iter().map(|side| format!("{}:\n{}\n", side.pod.name, side.sidecar.last_words())).collect()
     }
 }
 
 impl Side<'_> {
     /// The newest worker.
-    pub(super) fn worker(&self) -> Result<u32> {
+    pub(crate) fn worker(&self) -> Result<u32> {
         self.sidecar.pids()[1..]
             .iter()
             .max()
@@ -146,7 +146,7 @@ impl Side<'_> {
 
 /// Sends a signal to processes of a sidecar, which live: xtask has not waited for them, and they are not waited for while it
 /// does.
-pub(super) fn signal(processes: &[u32], signal: Signal) -> Result<()> {
+pub(crate) fn signal(processes: &[u32], signal: Signal) -> Result<()> {
     ensure!(!processes.is_empty(), "nobody to send {signal} to");
     processes.iter().try_for_each(|pid| {
         kill(Pid::from_raw(pid.cast_signed()), signal).with_context(|| format!("send {signal} to process {pid}"))

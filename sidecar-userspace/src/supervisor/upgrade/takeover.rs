@@ -178,11 +178,11 @@ fn execute(binary: RawFd, state: &State) -> io::Result<std::convert::Infallible>
 ///
 /// # Errors
 /// It is no state: then nothing was taken over, and the sidecar ends. Any other failure has the binary before go on.
-pub(in crate::supervisor) fn take_over(memory: RawFd) -> Result<ExitCode, Error> {
+pub(in crate::supervisor) fn take_over(memory: RawFd, refused: Option<String>) -> Result<ExitCode, Error> {
     let mut state = State::read(memory).map_err(Error::runtime("read what the supervisor before has left"))?;
     // The kernel names a process by the path of its binary, which is a number here.
     let _ = fs::write("/proc/self/comm", &state.name);
-    let taken = catch_unwind(AssertUnwindSafe(|| resume::resume(&state)));
+    let taken = catch_unwind(AssertUnwindSafe(|| resume::resume(&state, refused)));
     let taken = taken.unwrap_or_else(|_| Err(Error::Panicked));
     match taken {
         Ok(resumed) => go_on(&state, resumed)?.run(),
