@@ -1,5 +1,7 @@
 //! A new binary takes the place of the one that runs, and nobody notices; one that cannot changes nothing.
 
+#[path = "upgrade/capable_file.rs"]
+mod capable_file;
 #[path = "upgrade/given_back.rs"]
 mod given_back;
 #[path = "upgrade/refused.rs"]
@@ -17,7 +19,7 @@ use sidecar_tests::{
     cases::net::{ANY, TO_V4, TO_V6},
     harness::{
         Authority, Mesh, PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient,
-        without_helper, work,
+        with_other_tags, without_helper, work,
     },
 };
 
@@ -106,17 +108,17 @@ fn upgrades(sidecar: &Sidecar, result: &str) -> Result<u64> {
 fn upgrades_in_a_row_under_load_cost_no_connection_and_no_byte() -> Result<()> {
     let mut stage = Stage::new(LONG)?;
     let _server = Sidecar::start(&stage.world.server, LONG)?;
-    let attached = bpf::attached_programs(stage.pod())?;
-    let (supervisor, mut before) = (stage.client.process.pid(), programs(stage.pod())?);
+    let ours = PathBuf::from(Sidecar::program()?.get_program());
+    let binaries = [with_other_tags(&ours, stage.pod().directory())?, ours];
+    let (supervisor, mut before) = (stage.client.process.pid(), bpf::tags(stage.pod())?);
     stage.app.begin(Order::Toil(TO_V4, 20, work(100)))?;
     let mut held = 0;
-    for round in 1..=5 {
+    for (round, binary) in (1..=5).zip(binaries.iter().cycle()) {
         let worker = stage.client.worker()?;
-        let said = stage.upgrade(&[])?;
+        let said = stage.upgrade(&["--binary", binary.to_str().context("a path of words")?])?;
         ensure!(said.contains(&format!("in process {supervisor}\n")), "{said}");
-        let now = programs(stage.pod())?;
-        ensure!(now.len() == 1 && now != before, "the programs for connects were {before:?} and are {now:?}");
-        ensure!(bpf::attached_programs(stage.pod())? == attached, "more than one program at a hook");
+        let now = bpf::tags(stage.pod())?;
+        ensure!(exchanged(&before, &now), "the programs at the hooks had the tags {before:?} and have {now:?}");
         ensure!(stage.client.pids().first() == Some(&supervisor) && stage.client.is_ready());
         ensure!(serving(&stage.client)? != worker, "the worker is the one before");
         let done = upgrades(&stage.client, "upgraded")?;
@@ -201,6 +203,12 @@ fn upgrades_of_both_ends_cost_no_connection_that_they_protect() -> Result<()> {
     // Each worker counts from nothing.
     Puppet::start(&mesh.world.client)?.visit(TO_V4)?;
     mesh.ensure_encrypted()
+}
+
+/// Whether there is one program at every hook, with another tag than before.
+fn exchanged(before: &bpf::Tags, now: &bpf::Tags) -> bool {
+    let other = |(before, now): (&Vec<_>, &Vec<_>)| before.len() == 1 && now.len() == 1 && before != now;
+    before.len() == now.len() && before.iter().zip(now).all(other)
 }
 
 /// The worker that was started last.

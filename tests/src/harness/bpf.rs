@@ -1,5 +1,7 @@
 //! The few bpf(2) commands that show what is attached and what is in a map, and attach a program of somebody else's.
 
+mod tags;
+
 use std::{
     fs::{self, File},
     io,
@@ -11,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::{libc, unistd::Pid};
 
 use super::Pod;
+pub use tags::{Tags, tags};
 
 // Commands, types and flags of linux/bpf.h.
 const BPF_MAP_CREATE: i32 = 0;
@@ -65,38 +68,6 @@ pub fn attached_programs(pod: &Pod) -> Result<u32> {
         }
     }
     Ok(count)
-}
-
-/// The tags of the programs that a sidecar attaches, hook by hook: of the pod's network namespace, then of its cgroups.
-pub fn tags(pod: &Pod) -> Result<Vec<Vec<[u8; 8]>>> {
-    let mut hooks = vec![tags_at(pod.netns().as_fd(), BPF_SK_LOOKUP).context("programs of a network namespace")?];
-    for path in [pod.cgroup(), pod.sidecar_cgroup()] {
-        let cgroup = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        for hook in CGROUP_HOOKS {
-            hooks.push(tags_at(cgroup.as_fd(), hook).with_context(|| format!("programs of attach type {hook}"))?);
-        }
-    }
-    hooks.retain(|tags| !tags.is_empty());
-    Ok(hooks)
-}
-
-fn tags_at(target: BorrowedFd<'_>, hook: u32) -> io::Result<Vec<[u8; 8]>> {
-    ids(target, hook, 0)?.into_iter().map(tag).collect()
-}
-
-fn tag(program: u32) -> io::Result<[u8; 8]> {
-    let mut attr = Attr::default();
-    attr.0[0] = program;
-    let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut attr)?;
-    // SAFETY: the kernel has just returned this descriptor to us alone.
-    let program = unsafe { OwnedFd::from_raw_fd(fd) };
-    // The beginning of `struct bpf_prog_info`: type, id, tag.
-    let mut info = [0_u8; 16];
-    let mut attr = Attr::default();
-    attr.0[..2].copy_from_slice(&[program.as_raw_fd().cast_unsigned(), info.len() as u32]);
-    attr.set64(2, info.as_mut_ptr() as u64);
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    Ok(info[8..].try_into().unwrap_or_default())
 }
 
 /// The ids of the programs that run for IPv4 connects of a cgroup's tasks.
