@@ -3,9 +3,9 @@
 //! Pods stand in pairs on a veth of their own, and all pairs have the same addresses: whatever mixes pods up shows.
 
 mod fleet;
-mod neighbours;
 mod phases;
 mod race;
+mod room;
 mod tell;
 mod wakes;
 
@@ -58,7 +58,7 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Some(file) => file.canonicalize().with_context(|| format!("--sidecar {}", file.display()))?,
         None => build::sidecar()?,
     };
-    let _neighbours = neighbours::Room::for_pods(args.pods)?;
+    let _room = room::Room::for_pods(args.pods)?;
     if args.race {
         race::own_bpffs()?;
     }
@@ -69,7 +69,11 @@ pub(crate) fn run(args: Args) -> Result<()> {
 /// Fails when the machine has hardly any memory left.
 fn enough_memory() -> Result<()> {
     let available = memory::available()?;
-    ensure!(available >= LEFT, "{} MiB of memory are left: this machine is too small for so many pods", available >> 20);
+    ensure!(
+        available >= LEFT,
+        "{} MiB of memory are left: this machine is too small for so many pods",
+        available >> 20
+    );
     Ok(())
 }
 

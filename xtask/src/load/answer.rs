@@ -111,9 +111,14 @@ pub(crate) fn ask(args: &AskArgs) -> Result<()> {
             Ok(false) => asked.wrong += 1,
             Err(error) => {
                 asked.failed += 1;
-                asked.refused += u32::from(refused(&error));
                 asked.late += u32::from(asked.answered > 0);
-                asked.fault.get_or_insert_with(|| format!("{error:#}"));
+                if refused(&error) {
+                    asked.refused += 1;
+                    asked.fault.get_or_insert_with(|| format!("{error:#}"));
+                } else if asked.failed == asked.refused + 1 {
+                    // Worse than the refusals before it.
+                    asked.fault = Some(format!("{error:#}"));
+                }
             }
         }
     }
