@@ -26,6 +26,7 @@ mod programs;
 mod query;
 mod resume;
 mod rules;
+mod socket_table;
 mod store;
 mod uncaptured;
 

@@ -144,6 +144,10 @@ fn resources(fleet: &Fleet, before: &tell::Kernel, idle: Duration) -> Result<()>
     let kernel = tell::Kernel::read()?;
     tell::resources(&memory, &maps, used.collect());
     println!("of that, for each sidecar:\n{woken}");
+    let restarts =
+        (0..fleet.members.len()).map(|number| Ok(fleet.metrics(number)?.sum("sidecar_worker_restarts_total", &[])));
+    let restarts: f64 = restarts.sum::<Result<_>>()?;
+    println!("workers that were restarted so far: {restarts}");
     println!("{}", kernel.since(before, places.len()));
     Ok(())
 }
