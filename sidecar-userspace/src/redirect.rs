@@ -27,6 +27,7 @@ mod programs;
 mod query;
 mod resume;
 mod rules;
+mod socket_table;
 mod store;
 mod uncaptured;
 

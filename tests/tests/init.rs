@@ -265,6 +265,23 @@ fn an_application_that_waits_is_carried_and_nothing_leaves_in_plaintext_before()
     Ok(())
 }
 
+/// The programs of `init` capture from the moment that a sidecar listens, which is before it has told anybody that it is ready.
+#[test]
+fn the_first_connection_that_a_starting_sidecar_takes_is_carried() -> Result<()> {
+    let world = World::new()?;
+    let _server = Puppet::serving(&world.server, ANY)?;
+    init(&world.client, CLOSED)?;
+    let connect =
+        format!("until {{ exec 3<>/dev/tcp/{}/{PORT}; }} 2>/dev/null; do sleep 0.01; done", world.server.v4());
+    let hasty = format!("{connect}; echo word >&3 && read -r answer <&3 && echo $answer");
+    let hasty = (0..3).map(|_| world.client.spawn(bash(&hasty))).collect::<Result<Vec<_>>>()?;
+    let _sidecar = started(powerless(&world.client, CLOSED)?)?;
+    for application in hasty {
+        ensure!(application.finish(PATIENCE)?.trim() == "word");
+    }
+    Ok(())
+}
+
 fn bash(script: &str) -> Command {
     let mut command = Command::new("bash");
     command.args(["-c", script]);

@@ -3,17 +3,20 @@
 //! Pods stand in pairs on a veth of their own, and all pairs have the same addresses: whatever mixes pods up shows.
 
 mod fleet;
-mod neighbours;
 mod phases;
+mod race;
+mod room;
 mod tell;
+mod wakes;
 
 use crate::{
     build,
     setup::{self, Group},
+    world::memory,
 };
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 /// Arguments of `scale`.
 #[derive(clap::Args)]
@@ -22,11 +25,15 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1000)]
     pods: usize,
     /// How many are started at the same time
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 4)]
     at_once: usize,
     /// For how many seconds idle CPU time is measured
     #[arg(long, default_value_t = 20)]
     idle: u64,
+    /// Show instead that nothing leaves in plaintext, and nothing fails, while pods start: applications that connect in their
+    /// first instruction, after `sidecar init` and before the sidecar serves
+    #[arg(long)]
+    race: bool,
     /// Use this binary instead of building one
     #[arg(long, value_name = "FILE")]
     sidecar: Option<PathBuf>,
@@ -35,6 +42,8 @@ pub(crate) struct Args {
 /// What a pod may take at the most before the machine is said to be too small: application, sidecar, and the kernel's
 /// part (namespace, maps, sockets).
 const BYTES_PER_POD: u64 = 16 << 20;
+/// So much of the machine's memory is left alone: with less nothing more is started, and everything ends.
+const LEFT: u64 = 2 << 30;
 /// Files that this process holds for each pod: namespaces, outputs.
 const FILES_PER_POD: u64 = 8;
 
@@ -49,23 +58,35 @@ pub(crate) fn run(args: Args) -> Result<()> {
         Some(file) => file.canonicalize().with_context(|| format!("--sidecar {}", file.display()))?,
         None => build::sidecar()?,
     };
-    let _neighbours = neighbours::Room::for_pods(args.pods)?;
-    let mut fleet = fleet::Fleet::new(args.pods, &binary)?;
-    phases::all(&mut fleet, &args)
+    let _room = room::Room::for_pods(args.pods)?;
+    if args.race {
+        race::own_bpffs()?;
+    }
+    let mut fleet = fleet::Fleet::new(args.pods, &binary, args.race)?;
+    if args.race { race::all(&mut fleet, &args) } else { phases::all(&mut fleet, &args) }
+}
+
+/// Fails when the machine has hardly any memory left.
+fn enough_memory() -> Result<()> {
+    let available = memory::available()?;
+    ensure!(
+        available >= LEFT,
+        "{} MiB of memory are left: this machine is too small for so many pods",
+        available >> 20
+    );
+    Ok(())
 }
 
 /// Says beforehand when the machine is too small, instead of bringing it down.
 fn room(pods: u64) -> Result<()> {
-    let path = "/proc/meminfo";
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
-    let available: u64 = available.and_then(|kilobytes| kilobytes.parse().ok()).context("no MemAvailable")?;
-    let fit = available * 1024 / BYTES_PER_POD;
+    let available = memory::available()?;
+    let fit = available.saturating_sub(LEFT) / BYTES_PER_POD;
     ensure!(
         pods <= fit,
-        "{pods} pods may need {} MiB, and {} MiB are available: --pods {}",
+        "{pods} pods may need {} MiB, and {} MiB are available, of which {} are left alone: --pods {}",
         (pods * BYTES_PER_POD) >> 20,
-        available / 1024,
+        available >> 20,
+        LEFT >> 20,
         fit & !1
     );
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit(RLIMIT_NOFILE)")?;

@@ -83,15 +83,12 @@ pub struct Capture {
     _maps: Maps,
 }
 
+/// Where the programs find the proxy's listeners.
+const LISTENERS: &str = "PROXY_LISTENERS";
+
 impl Programs {
-    /// Tells the kernel side the rules, the pod's addresses and the listeners to which it hands connections.
-    pub fn prepare(
-        mut self,
-        pod: &Pod,
-        config: &Config,
-        outbound: &impl AsRawFd,
-        inbound: &impl AsRawFd,
-    ) -> Result<Prepared, Error> {
+    /// Tells the kernel side the rules and the pod's addresses.
+    pub fn prepare(mut self, pod: &Pod, config: &Config) -> Result<Prepared, Error> {
         self.tell_of_discovery(config);
         let [heartbeat, counters] = ["HEARTBEAT", "COUNTERS"].map(|name| {
             let Map::Array(array) = self.maps.take(name) else { unreachable!("declared as an array") };
@@ -99,13 +96,7 @@ impl Programs {
         });
         let shared = SharedMaps { heartbeat, counters, cpus: self.cpus };
         let addresses = AddressWatch::start(self.maps.take("OWN_ADDRESSES"), self.maps.take("SOURCES"))?;
-        const LISTENERS: &str = "PROXY_LISTENERS";
-        let mut listeners: SockMap<_> = self.maps.take(LISTENERS).try_into().map_err(map_error(LISTENERS, "opened"))?;
-        for (slot, listener) in
-            [(listener_slot::OUTBOUND, outbound.as_raw_fd()), (listener_slot::INBOUND, inbound.as_raw_fd())]
-        {
-            listeners.set(slot, &listener, 0).map_err(map_error(LISTENERS, "written"))?;
-        }
+        let listeners = self.maps.take(LISTENERS).try_into().map_err(map_error(LISTENERS, "opened"))?;
         rules::write(&mut self.maps, pod.netns_cookie(), pod.own_cgroup_id(), config)?;
         Ok(Prepared {
             ebpf: self.ebpf,
@@ -139,11 +130,12 @@ impl Prepared {
         Pulse::map(self.shared.heartbeat()).map_err(mapping("HEARTBEAT"))
     }
 
-    /// Attaches every program. Names and notes come before connects, so that no captured socket lacks them.
+    /// Attaches every program, and hands connections to these listeners. Names and notes come before connects, so that no captured
+    /// socket lacks them; before the listeners too, for the programs of `sidecar init` capture from the moment that these are there.
     ///
     /// # Errors
     /// The kernel's answer for the program that it refused. What an earlier process pinned stays in force.
-    pub fn attach(mut self, pod: Pod) -> Result<Attached, Error> {
+    pub fn attach(mut self, pod: Pod, outbound: &impl AsRawFd, inbound: &impl AsRawFd) -> Result<Attached, Error> {
         // What was pinned for a pod of this network namespace that is gone is nobody's.
         Pins::sweep();
         refuse_second_sidecar(&pod, self.store.as_ref())?;
@@ -152,6 +144,11 @@ impl Prepared {
             Attaching { code: &self.code, store: self.store.as_ref(), pod: &pod, refused: self.refused.as_deref() };
         let mut links = attaching.to_own_cgroup(&PROXY_PROGRAMS)?;
         links.extend(self.mesh_link.take());
+        for (slot, listener) in
+            [(listener_slot::OUTBOUND, outbound.as_raw_fd()), (listener_slot::INBOUND, inbound.as_raw_fd())]
+        {
+            self.listeners.set(slot, &listener, 0).map_err(map_error(LISTENERS, "written"))?;
+        }
         links.extend(attaching.to_pod_cgroup(&POD_PROGRAMS)?);
         let uncaptured = UncapturedWatch::start(pod.cgroup_path(), pod.own_cgroup_id())?;
         let mut listener_watch = ListenerWatch::new(
@@ -225,7 +222,7 @@ impl Capture {
         match self.listeners.clear_index(&slot) {
             // It is empty already (net/core/sock_map.c, `__sock_map_delete`, says EINVAL).
             Err(MapError::SyscallError(call)) if matches!(call.io_error.kind(), InvalidInput | NotFound) => Ok(()),
-            cleared => cleared.map_err(map_error("PROXY_LISTENERS", "cleared")),
+            cleared => cleared.map_err(map_error(LISTENERS, "cleared")),
         }
     }
 

@@ -13,15 +13,11 @@ use std::{
 
 use aya::maps::{Array, HashMap, Map, MapData, RingBuf};
 use netlink_packet_core::Nla as _;
-use netlink_packet_sock_diag::{
-    SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags, nlas::Nla},
-};
+use netlink_packet_sock_diag::inet::{InetResponse, StateFlags, nlas::Nla};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use sidecar_common::addr::{Endpoint, Ip, PortBe};
 
-use super::{capture::map_error, error::Error, maps::Maps, netlink::Netlink, rules::ip};
+use super::{capture::map_error, error::Error, maps::Maps, netlink::Netlink, rules::ip, socket_table};
 use crate::pod;
 
 /// Keeps `SEEDED_LISTENERS` equal to what the kernel's socket table has and `APP_LISTENERS` has not, and `V6_ONLY` to what
@@ -87,7 +83,7 @@ impl ListenerWatch {
             device_bound: HashSet::new(),
             capacity,
             events: events.try_into().map_err(map_error("LISTENING", "opened"))?,
-            sockets: Netlink::open(NETLINK_SOCK_DIAG).map_err(socket_table)?,
+            sockets: Netlink::open(NETLINK_SOCK_DIAG).map_err(unreadable)?,
             pod_cgroup: pod_cgroup.to_owned(),
             proxy_cgroup,
             counted: counted.try_into().map_err(map_error("APP_LISTENERS", "opened"))?,
@@ -135,7 +131,7 @@ impl ListenerWatch {
     /// Seeds what sockops has not counted, forgets what is gone.
     pub(super) fn compare(&mut self) -> Result<(), Error> {
         let v6_only = keys(&self.v6_only, "V6_ONLY")?;
-        let table = self.listening().map_err(socket_table)?;
+        let table = self.listening().map_err(unreadable)?;
         self.compare_v6_only(&v6_only, &table)?;
         let device_bound = table.iter().filter(|(_, how)| how.device_bound);
         self.device_bound = device_bound.map(|(at, _)| at.port.host()).collect();
@@ -170,7 +166,7 @@ impl ListenerWatch {
         for at in gone {
             let _ = self.counted.remove(at);
         }
-        let table = self.listening().map_err(socket_table)?;
+        let table = self.listening().map_err(unreadable)?;
         for at in gone.iter().filter(|at| table.contains_key(at)) {
             self.seeded.insert(at, 1, 0).map_err(map_error("SEEDED_LISTENERS", "written"))?;
         }
@@ -219,22 +215,11 @@ impl ListenerWatch {
         let mut cgroups = pod::descendants(&self.pod_cgroup)?;
         cgroups.remove(&self.proxy_cgroup);
         let mut found = Table::new();
-        for family in [AF_INET, AF_INET6] {
-            let request = InetRequest {
-                family,
-                protocol: IPPROTO_TCP,
-                extensions: ExtensionFlags::empty(),
-                states: StateFlags::LISTEN,
-                socket_id: if family == AF_INET { SocketId::new_v4() } else { SocketId::new_v6() },
-            };
-            for answer in self.sockets.dump(SockDiagMessage::InetRequest(request))? {
-                if let SockDiagMessage::InetResponse(socket) = answer
-                    && cgroup_of(&socket).is_none_or(|cgroup| cgroups.contains(&cgroup))
-                {
-                    let how = found.entry(endpoint(&socket)).or_insert(How { v6_only: true, device_bound: false });
-                    how.v6_only &= is_v6_only(&socket);
-                    how.device_bound |= socket.header.socket_id.interface_id != 0;
-                }
+        for socket in socket_table::read(&self.sockets, StateFlags::LISTEN)? {
+            if cgroup_of(&socket).is_none_or(|cgroup| cgroups.contains(&cgroup)) {
+                let how = found.entry(endpoint(&socket)).or_insert(How { v6_only: true, device_bound: false });
+                how.v6_only &= is_v6_only(&socket);
+                how.device_bound |= socket.header.socket_id.interface_id != 0;
             }
         }
         Ok(found)
@@ -264,7 +249,7 @@ fn keys<K: aya::Pod + Eq + Hash, V: aya::Pod>(
     map.keys().collect::<Result<_, _>>().map_err(map_error(name, "read"))
 }
 
-pub(super) fn socket_table(source: io::Error) -> Error {
+pub(super) fn unreadable(source: io::Error) -> Error {
     Error::Netlink { request: "dump sockets (is the kernel module inet_diag/tcp_diag there?)", source }
 }
 

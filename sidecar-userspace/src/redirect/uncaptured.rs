@@ -14,25 +14,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netlink_packet_sock_diag::{
-    SockDiagMessage,
-    constants::{AF_INET, AF_INET6, IPPROTO_TCP},
-    inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags},
-};
+use netlink_packet_sock_diag::inet::{InetResponse, StateFlags};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::ifaddrs::getifaddrs;
 
 use super::{
     error::Error,
-    listeners::{cgroup_of, socket_table},
+    listeners::{cgroup_of, unreadable},
     netlink::Netlink,
+    socket_table,
 };
 use crate::pod;
 
 /// Time between two readings of the socket table.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// A reading may take this part of a core: a node with very many sockets is read less often.
-const SHARE: u32 = 100;
+/// No less often than this.
+const LOOK_SELDOM: Duration = Duration::from_secs(10);
+/// A reading may take this part of a core: the table is that of all pods of the node, so one with many of them, or with very many
+/// sockets, is read less often.
+const SHARE: u32 = 4000;
 
 /// How many connections run past the sidecar, for one reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +79,7 @@ impl UncapturedWatch {
     /// Takes what the pod has open now for older than the capture: called when the programs have just been attached.
     pub(super) fn start(pod_cgroup: &Path, proxy_cgroup: u64) -> Result<Self, Error> {
         let mut watch = Self {
-            sockets: Netlink::open(NETLINK_SOCK_DIAG).map_err(socket_table)?,
+            sockets: Netlink::open(NETLINK_SOCK_DIAG).map_err(unreadable)?,
             pod_cgroup: pod_cgroup.to_owned(),
             proxy_cgroup,
             older: HashSet::new(),
@@ -89,7 +89,7 @@ impl UncapturedWatch {
             failed: false,
             due: Instant::now() + LOOK_EVERY,
         };
-        let found = watch.read().map_err(socket_table)?;
+        let found = watch.read().map_err(unreadable)?;
         watch.older = found.in_pod;
         watch.figures.older.set(watch.older.len(), watch.older.len());
         watch.note_foreign(found.foreign);
@@ -120,7 +120,7 @@ impl UncapturedWatch {
                 }
             }
         }
-        self.due = Instant::now() + LOOK_EVERY.max(started.elapsed() * SHARE);
+        self.due = Instant::now() + LOOK_EVERY.max((started.elapsed() * SHARE).min(LOOK_SELDOM));
         true
     }
 
@@ -155,29 +155,20 @@ impl UncapturedWatch {
         let cgroups = pod::descendants(&self.pod_cgroup)?;
         let own = own_addresses()?;
         let mut found = Found::default();
-        for (family, socket_id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
-            let request = InetRequest {
-                family,
-                protocol: IPPROTO_TCP,
-                extensions: ExtensionFlags::empty(),
-                // What can still carry bytes in both directions, or is about to.
-                states: StateFlags::SYN_SENT | StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT,
-                socket_id,
-            };
-            for answer in self.sockets.dump(SockDiagMessage::InetRequest(request))? {
-                let SockDiagMessage::InetResponse(socket) = answer else { continue };
-                let peer = socket.header.socket_id.destination_address.to_canonical();
-                if peer.is_loopback() || own.contains(&peer) {
-                    continue;
+        // What can still carry bytes in both directions, or is about to.
+        let states = StateFlags::SYN_SENT | StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT;
+        for socket in socket_table::read(&self.sockets, states)? {
+            let peer = socket.header.socket_id.destination_address.to_canonical();
+            if peer.is_loopback() || own.contains(&peer) {
+                continue;
+            }
+            match cgroup_of(&socket) {
+                None => {}
+                Some(cgroup) if cgroup == self.proxy_cgroup => {}
+                Some(cgroup) if cgroups.contains(&cgroup) => {
+                    found.in_pod.insert(socket.header.socket_id.cookie);
                 }
-                match cgroup_of(&socket) {
-                    None => {}
-                    Some(cgroup) if cgroup == self.proxy_cgroup => {}
-                    Some(cgroup) if cgroups.contains(&cgroup) => {
-                        found.in_pod.insert(socket.header.socket_id.cookie);
-                    }
-                    Some(_) => found.foreign.push(*socket),
-                }
+                Some(_) => found.foreign.push(socket),
             }
         }
         Ok(found)

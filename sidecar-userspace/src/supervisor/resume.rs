@@ -121,9 +121,9 @@ fn capture(
     board.set(Figure::MptcpAsTcp, u64::from(*programs.subflows() != Subflows::Told));
     board.set(Figure::NoDiscovery, u64::from(programs.discovers().is_err()));
     programs.attach_discovery(&pod)?;
-    let prepared = programs.prepare(&pod, config, &listeners.outbound, &listeners.inbound)?;
+    let prepared = programs.prepare(&pod, config)?;
     let pulse = prepared.pulse()?;
-    let keeping = Keeping::begin(prepared.attach(pod)?, board);
+    let keeping = Keeping::begin(prepared.attach(pod, &listeners.outbound, &listeners.inbound)?, board);
     match keeping.failure() {
         Some(why) if state.failed.is_none() => Err(Error::NotEffective(why.clone())),
         _ => Ok((keeping, pulse)),

@@ -60,7 +60,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
 
     let listeners = Listeners::bind(config, &pod)?;
     watch.done(Phase::Listeners);
-    let prepared = programs.prepare(&pod, config, &listeners.outbound, &listeners.inbound)?;
+    let prepared = programs.prepare(&pod, config)?;
     let pulse = prepared.pulse()?;
     let configurations = Configurations::new(&loaded.snapshot())?;
     let lent =
@@ -78,7 +78,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     );
     let upgrades = Upgrades::new(open_door(config, pod.netns_inode()))?;
     let application = Application::new(pod.applications().clone(), config.lifecycle.exit_with_application, false);
-    let attached = prepared.attach(pod)?;
+    let attached = prepared.attach(pod, &listeners.outbound, &listeners.inbound)?;
     attached.capture.hold_links();
     watch.done(Phase::Attach);
     let mut keeping = Keeping::begin(attached, &board);

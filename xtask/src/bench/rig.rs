@@ -184,7 +184,7 @@ impl<'a> Rig<'a> {
         if self.mode.is_mtls() {
             settings += &identity::settings(folder, pod);
         }
-        Plan::new(self.kit.sidecar()?, pod, folder, "off", &settings)?.start(pod, folder, "bench")
+        Plan::new(self.kit.sidecar()?, pod, folder, "off", &settings)?.start(pod, folder, "bench", &[])
     }
 
     fn start_envoy(&self, pod: &Pod) -> Result<Process> {

@@ -101,7 +101,7 @@ fn one(world: &World, plan: &Plan, binary: &Path, cache: Cache, rows: &mut Rows)
     let mut probe = probe(world)?;
     prepare(binary, cache)?;
     let begin = now_us();
-    let mut sidecar = plan.start(&world.client, &world.folder, "start")?;
+    let mut sidecar = plan.start(&world.client, &world.folder, "start", &[])?;
     let captured = sidecar.until(LIMIT, "a captured connection", || time_told(&mut probe))?;
     let total = captured.saturating_sub(begin) as f64 / 1e3;
     let metrics = sidecar.until(LIMIT, "its metrics", || Ok(sidecar::metrics(&world.client).ok()))?;

@@ -1,10 +1,11 @@
 //! The small application of a pod among many: it says who it is to whoever asks, and asks a neighbour.
 
 use super::READY;
+use crate::interrupt;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
@@ -58,7 +59,7 @@ pub(crate) struct AskArgs {
     /// The neighbour's name, which every answer must begin with
     #[arg(long)]
     expect: String,
-    /// How many questions, each on a connection of its own
+    /// How many questions at the most, each on a connection of its own; SIGTERM ends them sooner
     #[arg(long)]
     requests: u32,
     /// Milliseconds between the beginnings of two
@@ -73,6 +74,10 @@ pub(crate) struct Asked {
     pub(crate) answered: u32,
     /// Without an answer.
     pub(crate) failed: u32,
+    /// Of these, refused before anything was sent (ECONNREFUSED).
+    pub(crate) refused: u32,
+    /// Of these, after one that was answered.
+    pub(crate) late: u32,
     /// With another answer: bytes of another connection.
     pub(crate) wrong: u32,
     /// The slowest answer, in milliseconds.
@@ -85,12 +90,16 @@ pub(crate) struct Asked {
 
 /// Asks and reports.
 pub(crate) fn ask(args: &AskArgs) -> Result<()> {
+    let _caught = interrupt::catch()?;
     let mut asked = Asked::default();
     let begin = Instant::now();
     let mut answered = begin;
     for number in 0..args.requests {
         let due = begin + Duration::from_millis(args.every) * number;
         thread::sleep(due.saturating_duration_since(Instant::now()));
+        if interrupt::check().is_err() {
+            break;
+        }
         let start = Instant::now();
         match exchange(args, number) {
             Ok(true) => {
@@ -102,12 +111,23 @@ pub(crate) fn ask(args: &AskArgs) -> Result<()> {
             Ok(false) => asked.wrong += 1,
             Err(error) => {
                 asked.failed += 1;
-                asked.fault.get_or_insert_with(|| format!("{error:#}"));
+                asked.late += u32::from(asked.answered > 0);
+                if refused(&error) {
+                    asked.refused += 1;
+                    asked.fault.get_or_insert_with(|| format!("{error:#}"));
+                } else if asked.failed == asked.refused + 1 {
+                    // Worse than the refusals before it.
+                    asked.fault = Some(format!("{error:#}"));
+                }
             }
         }
     }
     println!("{}", serde_json::to_string(&asked)?);
     Ok(())
+}
+
+fn refused(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Whether the answer is the right one.

@@ -12,6 +12,7 @@ use crate::{
         pod::{Place, Pod},
         process::Process,
         sidecar::Plan,
+        wait,
     },
 };
 use anyhow::{Context, Result};
@@ -20,21 +21,21 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// No endpoint takes longer, also with a thousand neighbours.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
 
-/// All of them. What is declared first goes first: the cgroup takes every process with it at once, before the rest is
-/// taken down piece by piece.
+/// All of them.
 pub(super) struct Fleet {
-    _root: Cgroup,
     pub(super) members: Vec<Member>,
-    xtask: String,
-    binary: PathBuf,
-    folder: Folder,
+    root: Cgroup,
+    pub(super) xtask: String,
+    pub(super) binary: PathBuf,
+    pub(super) folder: Folder,
+    pub(super) race: bool,
     _caught: Caught,
 }
 
@@ -50,7 +51,7 @@ pub(super) struct Member {
 
 impl Fleet {
     /// Builds the namespaces, cgroups and veths.
-    pub(super) fn new(count: usize, binary: &Path) -> Result<Self> {
+    pub(super) fn new(count: usize, binary: &Path, race: bool) -> Result<Self> {
         let caught = interrupt::catch()?;
         let cgroups = cgroup::mount_point()?;
         world::remove_abandoned(&cgroups);
@@ -60,7 +61,7 @@ impl Fleet {
         let root = Cgroup::new(&path)?;
         let xtask = std::env::current_exe().context("cannot find this program's own file")?.display().to_string();
         let mut fleet =
-            Self { _root: root, members: Vec::new(), xtask, binary: binary.to_owned(), folder, _caught: caught };
+            Self { members: Vec::new(), root, xtask, binary: binary.to_owned(), folder, race, _caught: caught };
         for number in 0..count {
             interrupt::check()?;
             let address = if number % 2 == 0 { CLIENT } else { SERVER };
@@ -108,9 +109,9 @@ impl Fleet {
             let at = self.folder.path().join(format!("identity-{name}")).display().to_string();
             command("issue", &["--namespace", "pods", "--service-account", name, "--out", &at])?;
             let files = format!("{{ cert: {at}/cert.pem, key: {at}/key.pem, roots: {at}/roots.pem }}");
-            // What a pod whose sidecar is killed does: go direct, so that nothing is left on a bpffs.
-            let extra =
-                format!("identity: {{ files: {files} }}\nmtls: {{ mode: strict }}\ncapture: {{ on_failure: open }}\n");
+            // What a pod whose sidecar is killed does: go direct, so that nothing is left on a bpffs. A race has one.
+            let open = if self.race { "" } else { "capture: { on_failure: open }\n" };
+            let extra = format!("identity: {{ files: {files} }}\nmtls: {{ mode: strict }}\n{open}");
             member.plan = Some(Plan::new(&self.binary, &member.pod, &self.folder, "off", &extra)?);
         }
         Ok(())
@@ -119,6 +120,7 @@ impl Fleet {
     /// Starts all applications.
     pub(super) fn applications(&mut self) -> Result<()> {
         for member in &mut self.members {
+            super::enough_memory()?;
             let (pod, name) = (&member.pod, &member.pod.name);
             let line = [&self.xtask, "load", "answer", "--at", &pod.address.to_string(), "--name", name];
             let process = Process::start(pod, Place::App, &self.folder, &format!("app-{name}"), &line)?;
@@ -133,11 +135,19 @@ impl Fleet {
 
     /// Starts the sidecar of a pod, and does not wait for it.
     pub(super) fn launch(&mut self, number: usize) -> Result<()> {
+        super::enough_memory()?;
         let member = &mut self.members[number];
         member.runs += 1;
         let plan = member.plan.as_ref().context("the pod has no configuration yet")?;
-        member.sidecar = Some(plan.start(&member.pod, &self.folder, &format!("run-{}", member.runs))?);
+        // What `sidecar init` is for.
+        let through: &[&str] = if self.race { &["setpriv", "--bounding-set=-all", "--inh-caps=-all"] } else { &[] };
+        member.sidecar = Some(plan.start(&member.pod, &self.folder, &format!("run-{}", member.runs), through)?);
         Ok(())
+    }
+
+    /// The configuration of a pod's sidecar.
+    pub(super) fn config(&self, number: usize) -> Result<&Path> {
+        Ok(self.members[number].plan.as_ref().context("the pod has no configuration yet")?.config())
     }
 
     /// Whether the binary has the verb.
@@ -148,9 +158,8 @@ impl Fleet {
     /// Has the sidecar of a pod replace itself, and waits until it has.
     pub(super) fn upgrade(&self, number: usize) -> Result<()> {
         let member = &self.members[number];
-        let plan = member.plan.as_ref().context("the pod has no configuration yet")?;
         let mut command = member.pod.command(Place::Sidecar, &self.binary)?;
-        command.args(["upgrade", "--config"]).arg(plan.config());
+        command.args(["upgrade", "--config"]).arg(self.config(number)?);
         process::output(&mut command).map(drop).with_context(|| format!("upgrade the sidecar of {}", member.pod.name))
     }
 
@@ -181,12 +190,49 @@ impl Fleet {
 
     /// Starts asking a pod's neighbour.
     pub(super) fn asker(&self, number: usize, purpose: &str, requests: u32, every: u64) -> Result<Process> {
+        super::enough_memory()?;
+        let pod = &self.members[number].pod;
+        let line = self.question(number, requests, every);
+        Process::start(pod, Place::App, &self.folder, &format!("{purpose}-{}", pod.name), &line)
+    }
+
+    /// The command that asks a pod's neighbour.
+    pub(super) fn question(&self, number: usize, requests: u32, every: u64) -> Vec<String> {
         let (pod, neighbour) = (&self.members[number].pod, &self.members[number ^ 1].pod);
         let to = format!("{}:{}", neighbour.address, answer::PORT);
         let (requests, every) = (requests.to_string(), every.to_string());
-        let question = ["--name", &pod.name, "--expect", &neighbour.name];
+        let question = ["--to", &to, "--name", &pod.name, "--expect", &neighbour.name];
         let extent = ["--requests", &requests, "--every", &every];
-        let line = [&[&self.xtask, "load", "ask", "--to", &to][..], &question, &extent].concat();
-        Process::start(pod, Place::App, &self.folder, &format!("{purpose}-{}", pod.name), &line)
+        let line = [&[&self.xtask, "load", "ask"][..], &question, &extent].concat();
+        line.into_iter().map(str::to_owned).collect()
+    }
+}
+
+/// So many pods end at the same time: each has programs to detach, one after the other under one lock of the kernel.
+const END_AT_ONCE: usize = 16;
+/// Until the last process of that many is gone.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+impl Drop for Fleet {
+    /// All stand still at once, so that nothing needs the machine any more; then they are killed, a few at a time.
+    fn drop(&mut self) {
+        if let Err(error) = self.root.freeze() {
+            eprintln!("cannot freeze {}: {error}", self.root.path().display());
+        }
+        let begin = Instant::now();
+        let count = self.members.len();
+        while !self.members.is_empty() {
+            let ending = self.members.split_off(self.members.len().saturating_sub(END_AT_ONCE));
+            for member in &ending {
+                // What this does not end is killed with its parent.
+                let _ = member.pod.cgroup.kill();
+            }
+            let end = Instant::now() + END_LIMIT;
+            let lives = |member: &Member| member.pod.cgroup.populated().unwrap_or(false);
+            while ending.iter().any(lives) && Instant::now() < end {
+                std::thread::sleep(wait::STEP);
+            }
+        }
+        println!("everything of {count} pods ended after {:.1} s", begin.elapsed().as_secs_f64());
     }
 }

@@ -1,6 +1,6 @@
 //! What is done to the pods, in order.
 
-use super::{Args, fleet::Fleet, tell};
+use super::{Args, fleet::Fleet, tell, wakes::Wakes};
 use crate::{
     Reported,
     load::answer::Asked,
@@ -20,8 +20,10 @@ const SETTLE: Duration = Duration::from_secs(50);
 const QUESTIONS: u32 = 10;
 /// Of every so many pods one is killed, or upgraded.
 const TENTH: usize = 10;
-/// Under that load: questions, and milliseconds between two.
-const LOAD: (u32, u64) = (100, 100);
+/// Under that load: so many questions a second of each pod that asks, and of all together at the most.
+const RATES: (u64, u64) = (10, 200);
+/// The load goes on for so long before and after.
+const AROUND: Duration = Duration::from_secs(2);
 
 /// Everything; fails at the end if something did not work.
 pub(super) fn all(fleet: &mut Fleet, args: &Args) -> Result<()> {
@@ -63,7 +65,7 @@ fn start(fleet: &mut Fleet, at_once: usize) -> Result<()> {
 }
 
 /// Starts these sidecars, so many at a time; says how many milliseconds each took to be ready.
-fn started(fleet: &mut Fleet, which: &[usize], at_once: usize) -> Result<Vec<f64>> {
+pub(super) fn started(fleet: &mut Fleet, which: &[usize], at_once: usize) -> Result<Vec<f64>> {
     let (mut took, mut starting) = (Vec::new(), Vec::new());
     let mut left = which.iter().copied();
     loop {
@@ -105,10 +107,9 @@ fn traffic(fleet: &Fleet, at_once: usize) -> Result<bool> {
     all.extend(running.into_iter().map(collect));
     let all = all.into_iter().collect::<Result<Vec<_>>>()?;
     let held = tell::asked("every pod asked its neighbour", &all, begin.elapsed());
-    let encrypted = [("connection_security_policy", "mutual_tls")];
     let mut short = Vec::new();
     for number in 0..fleet.members.len() {
-        let opened = fleet.metrics(number)?.sum("istio_tcp_connections_opened_total", &encrypted);
+        let opened = encrypted(fleet, number, "source")? + encrypted(fleet, number, "destination")?;
         // It asked, and was asked.
         if opened < f64::from(2 * QUESTIONS) {
             short.push(format!("pod-{number} ({opened})"));
@@ -116,6 +117,12 @@ fn traffic(fleet: &Fleet, at_once: usize) -> Result<bool> {
     }
     println!("pods with fewer than {} connections with mutual TLS: {} {}", 2 * QUESTIONS, short.len(), short.join(" "));
     Ok(held && short.is_empty())
+}
+
+/// The connections with mutual TLS that a pod's sidecar has opened, or accepted.
+pub(super) fn encrypted(fleet: &Fleet, number: usize, reporter: &str) -> Result<f64> {
+    let labels = [("connection_security_policy", "mutual_tls"), ("reporter", reporter)];
+    Ok(fleet.metrics(number)?.sum("istio_tcp_connections_opened_total", &labels))
 }
 
 fn collect((number, process): (usize, Process)) -> Result<(usize, Asked)> {
@@ -127,14 +134,20 @@ fn collect((number, process): (usize, Process)) -> Result<(usize, Asked)> {
 fn resources(fleet: &Fleet, before: &tell::Kernel, idle: Duration) -> Result<()> {
     let places: Vec<_> = fleet.members.iter().map(|member| member.pod.container(Place::Sidecar).path()).collect();
     let cpu = || places.iter().map(|place| cgroup::cpu(place)).collect::<Result<Vec<_>>>();
-    let (begin, at_first) = (Instant::now(), cpu()?);
+    let (wakes, begin, at_first) = (Wakes::read(&places)?, Instant::now(), cpu()?);
     wait::pause(idle)?;
     let (span, at_last) = (begin.elapsed().as_secs_f64(), cpu()?);
+    let woken = Wakes::read(&places)?.since(&wakes, places.len(), span);
     let used = at_last.iter().zip(&at_first).map(|(last, first)| (*last - *first).as_secs_f64() / span * 100.0);
     let memory = places.iter().map(|place| Memory::of_cgroup(place)).collect::<Result<Vec<_>>>()?;
     let maps = places.iter().map(|place| memory::maps(place)).collect::<Result<Vec<_>>>()?;
     let kernel = tell::Kernel::read()?;
     tell::resources(&memory, &maps, used.collect());
+    println!("of that, for each sidecar:\n{woken}");
+    let restarts =
+        (0..fleet.members.len()).map(|number| Ok(fleet.metrics(number)?.sum("sidecar_worker_restarts_total", &[])));
+    let restarts: f64 = restarts.sum::<Result<_>>()?;
+    println!("workers that were restarted so far: {restarts}");
     println!("{}", kernel.since(before, places.len()));
     Ok(())
 }
@@ -155,15 +168,23 @@ fn disturb(fleet: &mut Fleet, at_once: usize, blow: Blow) -> Result<bool> {
     let askers = victims.iter().flat_map(|number| [number + 1, number + 2]);
     let askers: Vec<_> = askers.filter(|number| *number < fleet.members.len()).collect();
     let begin = Instant::now();
-    let (requests, every) = LOAD;
-    let running = askers.iter().map(|number| Ok((*number, fleet.asker(*number, "load", requests, every)?)));
+    let every = (1000 / RATES.0).max(askers.len() as u64 * 1000 / RATES.1);
+    let running = askers.iter().map(|number| Ok((*number, fleet.asker(*number, "load", u32::MAX, every)?)));
     let running = running.collect::<Result<Vec<_>>>()?;
-    wait::pause(Duration::from_secs(1))?;
+    wait::pause(AROUND)?;
     let (mut took, done) = match blow {
         Blow::Kill => (killed(fleet, &victims, at_once)?, "killed and ready again"),
         Blow::Upgrade => (upgraded(fleet, &victims)?, "upgraded"),
     };
-    println!("{} sidecars {done}, ms: {}", victims.len(), tell::spread(&mut took));
+    println!(
+        "{} sidecars {done}, while {} pods asked {:.0} times a second in all; ms: {}",
+        victims.len(),
+        askers.len(),
+        askers.len() as f64 * 1000.0 / every as f64,
+        tell::spread(&mut took)
+    );
+    wait::pause(AROUND)?;
+    running.iter().try_for_each(|(_, asker)| asker.signal(Signal::SIGTERM))?;
     let asked = running.into_iter().map(collect).collect::<Result<Vec<_>>>()?;
     let (hit, spared): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(number, _)| victims.contains(&(number ^ 1)));
     let undisturbed =
@@ -176,8 +197,8 @@ fn disturb(fleet: &mut Fleet, at_once: usize, blow: Blow) -> Result<bool> {
 /// Kills them all at the same moment, and starts them again.
 fn killed(fleet: &mut Fleet, victims: &[usize], at_once: usize) -> Result<Vec<f64>> {
     for number in victims {
-        let sidecar = fleet.members[*number].sidecar.take().context("a sidecar that was not started")?;
-        sidecar.signal(Signal::SIGKILL)?;
+        let pod = &fleet.members[*number].pod;
+        pod.container(Place::Sidecar).kill().with_context(|| format!("kill the sidecar of {}", pod.name))?;
     }
     started(fleet, victims, at_once)
 }

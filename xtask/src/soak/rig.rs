@@ -94,7 +94,7 @@ impl<'a> Rig<'a> {
             Ok(cgroup::members(place)?.is_empty().then_some(()))
         })?;
         *runs += 1;
-        *sidecar = plan.start(pod, &self.world.folder, &format!("run-{runs}"))?;
+        *sidecar = plan.start(pod, &self.world.folder, &format!("run-{runs}"), &[])?;
         Ok(())
     }
 

@@ -67,9 +67,23 @@ impl Cgroup {
         Ok(file.with_context(|| format!("cannot open {}", path.display()))?.into())
     }
 
+    /// Nothing in it and below runs any more, until it is killed.
+    pub(crate) fn freeze(&self) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.freeze"), "1")
+    }
+
+    /// Kills everything in it and below, frozen or not, and nothing can fork its way out.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.kill"), "1")
+    }
+
+    /// Whether a process is in it or below.
+    pub(crate) fn populated(&self) -> io::Result<bool> {
+        Ok(fs::read_to_string(self.path.join("cgroup.events"))?.lines().any(|line| line == "populated 1"))
+    }
+
     fn remove(&self) -> io::Result<()> {
-        // Kills everything below as well, and nothing can fork its way out.
-        match fs::write(self.path.join("cgroup.kill"), "1") {
+        match self.kill() {
             // Gone with its parent.
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
             killed => killed?,

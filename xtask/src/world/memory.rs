@@ -44,6 +44,15 @@ impl Sum for Memory {
     }
 }
 
+/// What the machine still has to give, in bytes.
+pub(crate) fn available() -> Result<u64> {
+    let path = "/proc/meminfo";
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
+    let kilobytes = line.and_then(|kilobytes| kilobytes.parse::<u64>().ok());
+    Ok(kilobytes.with_context(|| format!("{path} has no MemAvailable"))? * 1024)
+}
+
 /// Kernel memory of the maps that the processes of a cgroup hold, in bytes (`memlock` in /proc/PID/fdinfo,
 /// kernel/bpf/syscall.c). Each map once, however many descriptors there are.
 pub(crate) fn maps(path: &Path) -> Result<f64> {

@@ -49,16 +49,17 @@ impl Plan {
         &self.config
     }
 
-    /// Starts it; `run` says which run this is, so that each has its own output.
-    pub(crate) fn start(&self, pod: &Pod, folder: &Folder, run: &str) -> Result<Process> {
-        let line = [self.binary.as_os_str(), OsStr::new("run"), OsStr::new("--config"), self.config.as_os_str()];
+    /// Starts it; `run` says which run this is, so that each has its own output, and `through` what starts it.
+    pub(crate) fn start(&self, pod: &Pod, folder: &Folder, run: &str, through: &[&str]) -> Result<Process> {
+        let own = [self.binary.as_os_str(), OsStr::new("run"), OsStr::new("--config"), self.config.as_os_str()];
+        let line: Vec<_> = through.iter().map(OsStr::new).chain(own).collect();
         Process::start(pod, Place::Sidecar, folder, &format!("{}-{run}", self.name), &line)
     }
 
     /// Starts it and waits until it is ready; says how long that took.
     pub(crate) fn serve(&self, pod: &Pod, folder: &Folder, run: &str) -> Result<(Process, Duration)> {
         let begin = Instant::now();
-        let mut process = self.start(pod, folder, run)?;
+        let mut process = self.start(pod, folder, run, &[])?;
         ready(&mut process, pod)?;
         Ok((process, begin.elapsed()))
     }

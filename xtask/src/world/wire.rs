@@ -1,7 +1,7 @@
 //! What passes between the pods, as `tcpdump` would show it.
 
 use super::{CLIENT, SERVER, pod::Pod};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::{
     errno::Errno,
     sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt},
@@ -37,6 +37,26 @@ impl Wire {
         let tap = tap.context("cannot listen to a pod's devices (AF_PACKET)")?;
         setsockopt(&tap, sockopt::RcvBufForce, &ROOM).context("cannot make room for what a pod's devices carry")?;
         Ok(Self(tap))
+    }
+
+    /// What has passed between the pods since the last time; an error when some of it found no room.
+    pub(crate) fn all(&self) -> Result<Seen> {
+        let seen = self.seen()?;
+        let mut counts = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut length = size_of_val(&counts) as libc::socklen_t;
+        // SAFETY: the kernel writes no more than `length` bytes there, which is what there is (packet(7), PACKET_STATISTICS).
+        let got = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut counts).cast(),
+                &mut length,
+            )
+        };
+        Errno::result(got).context("cannot ask whether packets were dropped (PACKET_STATISTICS)")?;
+        ensure!(counts.tp_drops == 0, "{} packets found no room: nothing is known of them", counts.tp_drops);
+        Ok(seen)
     }
 
     /// What has passed between the pods since the last time.

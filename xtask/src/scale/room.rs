@@ -1,4 +1,4 @@
-//! Room in the kernel's neighbour tables, which all network namespaces share.
+//! Room in what all network namespaces of the machine share: the kernel's neighbour tables, and watches on files.
 
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -13,7 +13,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Raises what is too low, and says so.
+    /// Raises what is too low, and says so. A sidecar has one inotify instance, for its identity; without one it polls.
     pub(super) fn for_pods(pods: usize) -> Result<Self> {
         let mut room = Self { before: Vec::new() };
         let wanted = pods * ENTRIES_PER_POD + 1024;
@@ -23,10 +23,9 @@ impl Room {
                 room.raise(format!("/proc/sys/net/{family}/neigh/default/{limit}"), wanted)?;
             }
         }
-        if !room.before.is_empty() {
-            println!(
-                "the limits of the neighbour tables (net.*.neigh.default.gc_thresh*) are {wanted} while this runs"
-            );
+        room.raise("/proc/sys/fs/inotify/max_user_instances".to_owned(), pods + 128)?;
+        for (path, before) in &room.before {
+            println!("{path} is raised from {} while this runs", before.trim());
         }
         Ok(room)
     }
