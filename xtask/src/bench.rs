@@ -4,6 +4,7 @@
 
 mod conditions;
 pub(crate) mod envoy;
+mod event_loops;
 mod figure;
 mod goals;
 mod haproxy;
