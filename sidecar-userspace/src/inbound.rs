@@ -17,23 +17,37 @@ use crate::{
     net::{Side, Stream, Transports},
     policy::Request,
     proxy_protocol::Header,
-    serve::{Accepted, Addressed, Application, Connected, OnItsWay},
+    serve::{Accepted, Addressed, Application, Connected, OnItsWay, Relay},
     telemetry::{CloseReason, NotEncrypted, Role, Security, Spare},
     tls::{Contexts, Failure},
 };
 
 /// Carries one connection from its client to the application, which sees the client as its peer.
 pub async fn carry(accepted: Accepted) {
+    // What it takes to connect is gone before the relay begins.
+    let relay = Box::pin(connected(accepted)).await;
+    if let Some(relay) = relay {
+        relay.await;
+    }
+}
+
+async fn connected(accepted: Accepted) -> Option<Relay> {
     // The kernel handed over the connection as it was: our own end is the address that the client meant.
     let local = match accepted.downstream.local() {
         Ok(local) => local,
-        Err(gone) => return drop(accepted.addressed(Err(gone))),
+        Err(gone) => {
+            accepted.addressed(Err(gone));
+            return None;
+        }
     };
     let meshed = speaks_native(&accepted.downstream);
     match accepted.shared.mtls.inward(accepted.client.0, local.port(), meshed) {
         Inward::Plaintext(reason) => plaintext(accepted, local, reason).await,
-        Inward::Refused(reason) => accepted.refuse(OrigDst(local), reason),
-        // On the heap, so that plaintext connections do not carry their room for life.
+        Inward::Refused(reason) => {
+            accepted.refuse(OrigDst(local), reason);
+            None
+        }
+        // On the heap, so that plaintext connections do not need its room.
         Inward::Encrypted(contexts) => Box::pin(encrypted(accepted, local, contexts)).await,
         Inward::Either(contexts) if meshed => Box::pin(client_speaks_first(accepted, local, contexts)).await,
         Inward::Either(contexts) => Box::pin(unannounced(accepted, local, contexts)).await,
@@ -45,12 +59,9 @@ fn speaks_native(downstream: &Stream) -> bool {
     downstream.mesh_peer().is_ok_and(|peer| peer.is_some_and(|peer| peer.contains(Transports::NATIVE)))
 }
 
-async fn plaintext(accepted: Accepted, local: SocketAddr, reason: NotEncrypted) {
-    let Some(addressed) = accepted.addressed(Ok(Some(OrigDst(local)))) else { return };
-    let addressed = addressed.secured(Security::Plaintext(reason));
-    if let Some(connected) = connect(addressed, local).await {
-        connected.relay().await;
-    }
+async fn plaintext(accepted: Accepted, local: SocketAddr, reason: NotEncrypted) -> Option<Relay> {
+    let addressed = accepted.addressed(Ok(Some(OrigDst(local))))?.secured(Security::Plaintext(reason));
+    Some(connect(addressed, local).await?.relay())
 }
 
 /// Connects to the application.
@@ -63,7 +74,7 @@ async fn connect<D: Side>(addressed: Addressed<D>, local: SocketAddr) -> Option<
 }
 
 /// Mutual TLS is a must.
-async fn encrypted(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>) {
+async fn encrypted(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>) -> Option<Relay> {
     let under_way = accepted.shared.under_way.begin();
     let failure = match opening(&accepted, &Cell::default()).await {
         Some(Opening::Native) => return native(accepted, local, contexts, under_way).await,
@@ -72,6 +83,7 @@ async fn encrypted(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts
     };
     accepted.shared.telemetry.handshake_failed(Role::Server, failure.label());
     refuse(accepted, local, failure);
+    None
 }
 
 fn refuse<D>(accepted: Accepted<D>, local: SocketAddr, failure: Failure) {
@@ -81,7 +93,7 @@ fn refuse<D>(accepted: Accepted<D>, local: SocketAddr, failure: Failure) {
 }
 
 /// The client speaks first: it said that it is a sidecar, or nothing else could help it.
-async fn client_speaks_first(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>) {
+async fn client_speaks_first(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>) -> Option<Relay> {
     let under_way = accepted.shared.under_way.begin();
     let waited = Cell::default();
     let opening = opening(&accepted, &waited).await.unwrap_or(Opening::Plaintext);
@@ -92,26 +104,31 @@ async fn client_speaks_first(accepted: Accepted, local: SocketAddr, contexts: Ar
     let downstream = if waited.get() { downstream.watched_anew() } else { Ok(downstream) };
     match downstream {
         Ok(downstream) => plaintext(accepted.with(downstream), local, why_plaintext(opening)).await,
-        Err(_) => accepted.refuse(OrigDst(local), CloseReason::DownstreamReset),
+        Err(_) => {
+            accepted.refuse(OrigDst(local), CloseReason::DownstreamReset);
+            None
+        }
     }
 }
 
 /// Nobody said anything: the application is connected at once, for it may be the one that speaks first.
-async fn unannounced(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>) {
+async fn unannounced(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>) -> Option<Relay> {
     let anyone = Request { client: accepted.client.0.ip(), principal: None, port: local.port() };
     if !accepted.shared.permits.would_allow(&anyone) {
         // Only an identity could help the client, so that it has to speak first.
         return client_speaks_first(accepted, local, contexts).await;
     }
-    let Some(addressed) = accepted.addressed(Ok(Some(OrigDst(local)))) else { return };
-    let Some(connected) = connect(addressed, local).await else { return };
-    let (downstream, upstream, mut connection) = connected.split();
+    let addressed = accepted.addressed(Ok(Some(OrigDst(local))))?;
+    let (downstream, upstream, mut connection) = connect(addressed, local).await?.split();
     let waited = Cell::default();
     let opening = tokio::select! {
         biased;
         opening = downstream.peek(&waited, told) => opening.ok().flatten().unwrap_or(Opening::Plaintext),
         _ = upstream.receivable() => Opening::Plaintext,
-        reason = connection.told_to_close() => return connection.finish(reason),
+        reason = connection.told_to_close() => {
+            connection.finish(reason);
+            return None;
+        }
     };
     if opening == Opening::Native {
         // The network took the option out. The application sees a client that goes away again.
@@ -123,8 +140,11 @@ async fn unannounced(accepted: Accepted, local: SocketAddr, contexts: Arc<Contex
     connection.record().secured(Security::Plaintext(why_plaintext(opening)));
     let downstream = if waited.get() { downstream.watched_anew() } else { Ok(downstream) };
     match downstream {
-        Ok(downstream) => connection.with(downstream, upstream).relay().await,
-        Err(_) => connection.finish(CloseReason::DownstreamReset),
+        Ok(downstream) => Some(connection.with(downstream, upstream).relay()),
+        Err(_) => {
+            connection.finish(CloseReason::DownstreamReset);
+            None
+        }
     }
 }
 
@@ -144,33 +164,32 @@ async fn opening(accepted: &Accepted, waited: &Cell<bool>) -> Option<Opening> {
 }
 
 /// The client is a sidecar: believes it, waits for the application's connection that it carries, and carries it on.
-async fn native(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>, under_way: OnItsWay) {
-    let Some((accepted, peer)) = secured(accepted, local, &contexts).await else { return };
+async fn native(accepted: Accepted, local: SocketAddr, contexts: Arc<Contexts>, under_way: OnItsWay) -> Option<Relay> {
+    let (accepted, peer) = secured(accepted, local, &contexts).await?;
     let shared = Arc::clone(&accepted.shared);
     let request = Request { client: accepted.client.0.ip(), principal: Some(&peer), port: local.port() };
     let may_wait = shared.permits.would_allow(&request);
     drop(under_way);
-    let Some((mut accepted, header)) = header(accepted, may_wait).await else { return };
+    let (mut accepted, header) = header(accepted, may_wait).await?;
     let _under_way = shared.under_way.begin();
     // What was true when it began to wait need not be true any more.
     match still_admitted(&accepted, &contexts) {
         Ok(peer) => {
             accepted.client = client(accepted.client, header.source);
-            carry_on(accepted, local, peer).await;
+            carry_on(accepted, local, peer).await
         }
         Err(failure) => {
             shared.telemetry.handshake_failed(Role::Server, failure.label());
             refuse(accepted, local, failure);
+            None
         }
     }
 }
 
-async fn carry_on(accepted: Accepted<Downstream>, local: SocketAddr, peer: SpiffeId) {
-    let Some(addressed) = accepted.addressed(Ok(Some(OrigDst(local)))) else { return };
-    let addressed = addressed.secured(Security::MutualTls { peer, transport: Transport::Native });
-    if let Some(connected) = connect(addressed, local).await {
-        connected.relay().await;
-    }
+async fn carry_on(accepted: Accepted<Downstream>, local: SocketAddr, peer: SpiffeId) -> Option<Relay> {
+    let security = Security::MutualTls { peer, transport: Transport::Native };
+    let addressed = accepted.addressed(Ok(Some(OrigDst(local))))?.secured(security);
+    Some(connect(addressed, local).await?.relay())
 }
 
 /// Waits for the header: for long if it `may_wait` and there is room among those that wait, which hold no slot meanwhile;

@@ -14,31 +14,39 @@ use crate::{
     mtls::{self, Outward, Way},
     native::{ClientEnd, Handshakes, Secured, TlsStream, spare},
     net::{self, Stream, Transports},
-    serve::{Accepted, Connected, Shared, Upstream, why_not_connected},
+    serve::{Accepted, Connected, Relay, Shared, Upstream, why_not_connected},
     telemetry::{CloseReason, NotEncrypted, Security},
     tls::{Contexts, Failure},
 };
 
 /// Carries one connection from the application to where it meant to go.
 pub async fn carry(accepted: Accepted) {
+    // What it takes to connect is gone before the relay begins.
+    let relay = Box::pin(connected(accepted)).await;
+    if let Some(relay) = relay {
+        relay.await;
+    }
+}
+
+async fn connected(accepted: Accepted) -> Option<Relay> {
     let (client, source) = (accepted.client.0, accepted.source);
     let original_dst = accepted.downstream.original_dst(accepted.client);
     let own_address = accepted.downstream.own_address();
-    let Some(addressed) = accepted.addressed(original_dst) else { return };
-    let Some(permitted) = addressed.permit(own_address) else { return };
+    let permitted = accepted.addressed(original_dst)?.permit(own_address)?;
     let shared = Arc::clone(permitted.shared());
     let dial = Dial { to: permitted.to(), source, client, shared: &shared };
-    let Some(connected) = permitted.connect(dial.with_protection()).await else { return };
-    let (downstream, upstream, connection) = connected.split();
-    match upstream {
-        Outbound::Plaintext(upstream) => connection.with(downstream, upstream).relay().await,
-        Outbound::Native(upstream) => match introduced(&connection, &downstream, &upstream).await {
-            Ok(()) => connection.with(downstream, upstream).relay().await,
-            Err(reason) => connection.finish(reason),
-        },
-        // On the heap, so that others do not carry its room for life.
-        Outbound::Tunnel(upstream) => Box::pin(connection.with(downstream, *upstream).relay()).await,
-    }
+    let (downstream, upstream, connection) = permitted.connect(dial.with_protection()).await?.split();
+    Some(match upstream {
+        Outbound::Plaintext(upstream) => connection.with(downstream, upstream).relay(),
+        Outbound::Native(upstream) => {
+            if let Err(reason) = introduced(&connection, &downstream, &upstream).await {
+                connection.finish(reason);
+                return None;
+            }
+            connection.with(downstream, upstream).relay()
+        }
+        Outbound::Tunnel(upstream) => connection.with(downstream, *upstream).relay(),
+    })
 }
 
 /// Has the header leave, and a handshake's last flight: with what the application has said already, if it has, in one

@@ -17,7 +17,7 @@ use crate::{lifecycle::beats::Heartbeat, telemetry::Direction};
 use worker::Worker;
 
 pub use application::Application;
-pub use connection::{Accepted, Addressed, Connected, Permitted, Proved, Upstream};
+pub use connection::{Accepted, Addressed, Connected, Permitted, Proved, Relay, Upstream};
 pub use dial::why_not_connected;
 pub use shared::{OnItsWay, Shared, UnderWay};
 pub use turns::Turns;

@@ -5,7 +5,7 @@
 
 mod connected;
 
-use std::{io, net::IpAddr, sync::Arc, time::Instant};
+use std::{io, net::IpAddr, pin::pin, sync::Arc, time::Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -18,7 +18,7 @@ use crate::{
     telemetry::{CloseReason, ConnectionRecord, Direction, Security},
 };
 
-pub use connected::Proved;
+pub use connected::{Proved, Relay};
 
 /// Taken from a listener's queue, or out of a tunnel.
 pub struct Accepted<D = Stream> {
@@ -230,6 +230,8 @@ impl<D: Side> Permitted<D> {
     {
         let Addressed { accepted, mut record, to, .. } = self.addressed;
         let leaves_pod = accepted.direction == Direction::Outbound;
+        // Pinned here, so that what waits for it does not hold copies of its room.
+        let dial = pin!(dial);
         let dialled = tokio::select! {
             dialled = within(&accepted.shared, leaves_pod, dial) => dialled,
             () = accepted.downstream.failed() => Err(CloseReason::DownstreamReset),

@@ -11,7 +11,7 @@ use crate::{
     addr::{ClientAddr, OrigDst},
     config::Transport,
     hbone::{Asked, Tunnel, chunk::Chunk, liveness::Seat, secure::Carrier},
-    serve::{Accepted, Application},
+    serve::{Accepted, Application, Relay},
     telemetry::{CloseReason, Direction, Limit, Security},
 };
 
@@ -23,6 +23,20 @@ pub(super) async fn carry(
     respond: SendResponse<Chunk>,
     seat: Seat,
 ) {
+    // What it takes to connect is gone before the relay begins.
+    let relay = Box::pin(connected(server, carrier, request, respond, seat)).await;
+    if let Some(relay) = relay {
+        relay.await;
+    }
+}
+
+async fn connected(
+    server: Arc<Server>,
+    carrier: Rc<Carrier>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Chunk>,
+    seat: Seat,
+) -> Option<Relay> {
     let (at, direction) = (Instant::now(), Direction::Inbound);
     let asked = Asked::read(&request, &carrier, &server.0.hosts);
     let (client, to) = match &asked {
@@ -32,23 +46,26 @@ pub(super) async fn carry(
     let tunnel = Tunnel::asked(respond, request.into_body(), seat, Rc::clone(&carrier));
     let slot = match admit(&server, &carrier, asked).await {
         Ok(slot) => slot,
-        Err(reason) => return refuse(&server, tunnel, (client, to), at, reason),
+        Err(reason) => {
+            refuse(&server, tunnel, (client, to), at, reason);
+            return None;
+        }
     };
     let (status, shared, baggage) = (tunnel.refusal(), Arc::clone(&server.0.shared), server.0.shared.baggage.clone());
     let accepted =
         Accepted { downstream: tunnel, client, source: None, direction, at, record: None, shared, slot: Some(slot) };
-    let Some(addressed) = accepted.addressed(Ok(to)) else { return };
     let peer = carrier.identity.clone();
-    let addressed = addressed.secured(Security::MutualTls { peer: peer.clone(), transport: Transport::Hbone });
+    let security = Security::MutualTls { peer: peer.clone(), transport: Transport::Hbone };
+    let addressed = accepted.addressed(Ok(to))?.secured(security);
     status.set(StatusCode::UNAUTHORIZED);
-    let Some(permitted) = addressed.permit(Some(carrier.local.ip())) else { return };
+    let permitted = addressed.permit(Some(carrier.local.ip()))?;
     status.set(StatusCode::SERVICE_UNAVAILABLE);
     let (device_bound, shared) = (permitted.is_for_device(), Arc::clone(permitted.shared()));
     let application = Application { to: permitted.to(), client, peer: Some(peer), device_bound, shared };
     let dial = (server.0.dial)(application);
-    let Some(connected) = permitted.connect(async { Ok((dial.await?, None)) }).await else { return };
+    let connected = permitted.connect(async { Ok((dial.await?, None)) }).await?;
     connected.downstream().accept(baggage.as_ref());
-    connected.relay().await;
+    Some(connected.relay())
 }
 
 /// What does not depend on the rules; room for one more connection of the application's.

@@ -1,5 +1,7 @@
 //! The last state: both sides are connected, and bytes move until the end.
 
+use std::pin::Pin;
+
 use super::{Accepted, Connected, Shared};
 use crate::{
     native::{Role, TlsStream},
@@ -49,6 +51,9 @@ impl Connected<(), ()> {
     }
 }
 
+/// What is left of a connection to do when both sides are connected.
+pub type Relay = Pin<Box<dyn Future<Output = ()>>>;
+
 /// What an identity may have been proved for.
 pub trait Proved {
     /// Whether nobody proved anything.
@@ -70,14 +75,19 @@ impl<R: Role> Proved for TlsStream<R> {
     }
 }
 
-impl<D: Side + Proved, U: Side + Proved> Connected<D, U> {
+impl<D: Side + Proved + 'static, U: Side + Proved + 'static> Connected<D, U> {
     /// The connection to whoever dialled.
     pub fn downstream(&self) -> &D {
         &self.accepted.downstream
     }
 
-    /// Moves bytes until both sides have finished, one is gone, or somebody wants it closed.
-    pub async fn relay(self) {
+    /// Moves bytes until both sides have finished, one is gone, or somebody wants it closed. On the heap, for it is to be
+    /// awaited where what it took to connect is gone already: that is several kilobytes, and this is for life.
+    pub fn relay(self) -> Relay {
+        Box::pin(self.until_the_end())
+    }
+
+    async fn until_the_end(self) {
         let Self { accepted: Accepted { downstream, shared, slot, .. }, record, upstream, permit } = self;
         let reason = tokio::select! {
             // In this order: not one byte of whom it is no longer allowed for.
