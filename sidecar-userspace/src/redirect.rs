@@ -19,6 +19,7 @@ mod error;
 pub mod fast_path;
 mod init;
 mod listeners;
+mod loader;
 mod maps;
 mod netlink;
 mod pins;

@@ -2,6 +2,7 @@
 //! fault table in the project's notes.
 
 use std::{
+    fs,
     net::{IpAddr, SocketAddr},
     path::Path,
 };
@@ -217,6 +218,18 @@ fn the_kernels_type_information_is_not_needed() -> Result<()> {
 }
 
 /// 47
+/// They are megabytes, and parsing them was half of the start.
+#[test]
+fn the_kernels_type_information_is_not_read() -> Result<()> {
+    let types = fs::metadata("/sys/kernel/btf/vmlinux").context("this kernel has no type information")?.len();
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, "acceleration: off\n")?;
+    let io = fs::read_to_string(format!("/proc/{}/io", sidecar.process.pid()))?;
+    let read: u64 = io.lines().find_map(|line| line.strip_prefix("rchar: ")).context("no rchar")?.parse()?;
+    ensure!(read < types / 4, "{read} bytes were read until it was ready, and the kernel's types are {types}");
+    Ok(())
+}
+
 #[test]
 fn a_port_that_is_taken_is_named() -> Result<()> {
     let world = World::new()?;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     programs::{Program, ProgramError},
 };
 
@@ -16,6 +16,7 @@ use super::{
     capabilities::missing_capabilities,
     discovery::{self, MESH_PROGRAM},
     error::{Error, refusal, verifier_words},
+    loader,
     maps::{KEPT, Maps, Rooms},
     store::{Marker, Store},
 };
@@ -182,9 +183,8 @@ impl Loaded {
     ) -> Result<Self, Error> {
         let subflows = u8::from(shown.subflows == Subflows::Told);
         let v6_only = u8::from(shown.v6_only);
-        let mut loader = EbpfLoader::new();
+        let mut loader = loader::plain();
         loader
-            .btf(None)
             .override_global("TELLS_SUBFLOWS", &subflows, true)
             .override_global("TELLS_V6_ONLY", &v6_only, true)
             .override_global("INBOUND_PORT", &inbound_port, true);
