@@ -149,10 +149,10 @@ fn may_change(ctx: &SockIter, socket: KernelSocket) -> Option<bool> {
 
 /// Counts what the kernel refused; true if it did not.
 #[inline(always)]
-fn count_answer(ctx: &SockIter, answer: i64) -> bool {
-    const EBUSY: i64 = -16;
-    const E2BIG: i64 = -7;
-    const ENOMEM: i64 = -12;
+fn count_answer(ctx: &SockIter, answer: i32) -> bool {
+    const EBUSY: i32 = -16;
+    const E2BIG: i32 = -7;
+    const ENOMEM: i32 = -12;
     match answer {
         0 => return true,
         EBUSY => count(ctx, Counter::EnrolBusy),

@@ -154,7 +154,7 @@ pub async fn connect_out(to: OrigDst, source: Option<IpAddr>, offer: Transports,
     if let Some(source) = source {
         options::bind_address(&socket, source)?;
     }
-    Stream::connect(socket, to.0).await
+    Stream::connect(socket, to.0).await.map(Stream::through_the_network)
 }
 
 /// Connects to the application and has it see `client` as its peer. Not kept alive: an application on this machine does not

@@ -1,5 +1,6 @@
 //! What the applications of the tests are made of.
 
+mod edges;
 pub mod pattern;
 pub mod puppet;
 mod rush;

@@ -2,6 +2,10 @@
 
 #[path = "fastpath/stage.rs"]
 mod stage;
+#[path = "fastpath/stumbling.rs"]
+mod stumbling;
+#[path = "fastpath/victims.rs"]
+mod victims;
 #[path = "fastpath/worker.rs"]
 mod worker;
 
@@ -151,9 +155,9 @@ fn fastpath_with_full_maps_leaves_the_rest_on_tcp() -> Result<()> {
     for socket in &sockets {
         stage.app.must(Order::Stream(*socket, ENOUGH, 20_000))?;
     }
-    // Linux 6.1 answers something else than E2BIG; what, is not known (not EEXIST, EINVAL, ENOENT or EOPNOTSUPP).
-    let left = |reason| stage.sidecar.verdict("enrol", "tcp", reason).is_ok_and(|count| count > 0);
-    ensure!(eventually(PATIENCE, || left("full") || left("refused")), "{}", stage.sidecar.verdicts());
+    let left = || stage.sidecar.verdict("enrol", "tcp", "full").is_ok_and(|count| count > 0);
+    ensure!(eventually(PATIENCE, left), "{}", stage.sidecar.verdicts());
+    ensure!(stage.sidecar.verdict("enrol", "tcp", "refused")? == 0, "{}", stage.sidecar.verdicts());
     let enrolled = stage.connections()?;
     ensure!((1..=ROOM).contains(&enrolled), "{enrolled} enrolled");
     for socket in &sockets {

@@ -4,6 +4,7 @@
 
 mod conditions;
 pub(crate) mod envoy;
+mod event_loops;
 mod figure;
 mod goals;
 mod haproxy;
@@ -39,9 +40,9 @@ pub(crate) struct Args {
     /// Shorter spans and streams: about two minutes, wider ranges
     #[arg(long)]
     quick: bool,
-    /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, sidecar-fast, envoy-mtls, sidecar-mtls,
+    /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, sidecar-fast, sidecar-excluded, envoy-mtls, sidecar-mtls,
     /// sidecar-mtls-cold, sidecar-mtls-hybrid; mtls: those four and direct) and figures (round-trip, connect, bulk,
-    /// memory, lifecycle; fastpath: its figures for the two modes that have them), or start: nothing but the sidecar's start,
+    /// memory, lifecycle; fastpath: its figures for the three modes that have them), or start: nothing but the sidecar's start,
     /// phase by phase; may be given several times
     #[arg(long, value_name = "MODE|FIGURE")]
     only: Vec<Only>,

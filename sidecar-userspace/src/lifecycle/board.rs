@@ -90,6 +90,8 @@ pub enum Figure {
     SupervisorThreads,
     /// Its open descriptors.
     SupervisorDescriptors,
+    /// Looks for connections worth the fast path that failed.
+    FastPathFailures,
 }
 
 /// Words for figures, more than there are.

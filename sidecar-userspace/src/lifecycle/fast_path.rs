@@ -69,6 +69,9 @@ impl Report {
     }
 }
 
+/// The number of [`Phase::Present`] on the board while looks fail.
+const FAILING: u64 = 4;
+
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -88,6 +91,8 @@ pub enum Phase {
         by_hand: bool,
         /// Connections whose application end is enrolled, at the last look.
         connections: u64,
+        /// Why it is off until a look succeeds; none has failed since.
+        failing: Option<String>,
     },
 }
 
@@ -101,7 +106,7 @@ impl Phase {
                 board.say(why);
                 2
             }
-            Self::Present { report, on, by_hand, connections } => {
+            Self::Present { report, on, by_hand, connections, failing } => {
                 for (figure, value) in [
                     (Figure::FastPathRedirects, u64::from(report.redirects)),
                     (Figure::FastPathSprung, report.bits()),
@@ -111,7 +116,10 @@ impl Phase {
                 ] {
                     board.set(figure, value);
                 }
-                3
+                if let Some(why) = failing {
+                    board.say(why);
+                }
+                if failing.is_some() { FAILING } else { 3 }
             }
         };
         board.set(Figure::FastPathPhase, number);
@@ -123,11 +131,12 @@ impl Phase {
             0 => Self::Off,
             1 => Self::Starting,
             2 => Self::Absent(board.said()),
-            _ => Self::Present {
+            phase => Self::Present {
                 report: Report::from_bits(board.get(Figure::FastPathRedirects) != 0, board.get(Figure::FastPathSprung)),
                 on: board.get(Figure::FastPathOn) != 0,
                 by_hand: board.get(Figure::FastPathByHand) != 0,
                 connections: board.get(Figure::FastPathConnections),
+                failing: (phase == FAILING).then(|| board.said()),
             },
         }
     }
@@ -138,6 +147,7 @@ impl Phase {
             Self::Off => "acceleration is `off`".to_owned(),
             Self::Starting => "the kernel is being probed".to_owned(),
             Self::Absent(why) => why.clone(),
+            Self::Present { failing: Some(why), .. } => format!("off until a look succeeds: {why}"),
             Self::Present { report, by_hand: true, .. } => format!("switched by hand; {}", report.verdict()),
             Self::Present { report, .. } => report.verdict(),
         }
@@ -182,10 +192,12 @@ mod tests {
             on,
             by_hand: !on,
             connections: 3,
+            failing: sprung.contains(&"urgent_in").then(|| "no descriptor is left".to_owned()),
         };
         for phase in [
             Phase::Starting,
             present(&["fionread", "blocking_receive"], true),
+            present(&["urgent_in"], false),
             present(&[], false),
             Phase::Absent("the kernel says no \u{2013} for 7 reasons".to_owned()),
             Phase::Absent("no".to_owned()),
@@ -206,6 +218,7 @@ mod tests {
             on: false,
             by_hand: false,
             connections: 0,
+            failing: None,
         };
         let (seen, clean) = (present(vec!["fionread".to_owned()]), present(Vec::new()));
         assert!(seen.allows(Acceleration::Auto).unwrap_err().contains("fionread"));

@@ -37,6 +37,8 @@ pub struct Stream {
     socket: AsyncFd<Socket>,
     /// Bytes received, as far as they matter.
     received: Cell<u64>,
+    /// The application is at the other end: bytes may come past TCP.
+    from_application: bool,
 }
 
 impl Stream {
@@ -49,7 +51,12 @@ impl Stream {
         // SAFETY: the socket is owned by the `AsyncFd`, which gives it out by shared reference only: its descriptor
         // stays open and the same as long as it is registered.
         let registered = unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)?;
-        Ok(Self { socket: registered, received: Cell::new(0) })
+        Ok(Self { socket: registered, received: Cell::new(0), from_application: true })
+    }
+
+    /// The same connection, whose other end is no application of this pod: it has TCP's queue alone.
+    pub fn through_the_network(self) -> Self {
+        Self { from_application: false, ..self }
     }
 
     pub(super) async fn connect(socket: Socket, to: SocketAddr) -> io::Result<Self> {
@@ -116,7 +123,7 @@ impl Stream {
     /// # Errors
     /// The kernel's answer to `epoll_ctl`.
     pub fn watched_anew(self) -> io::Result<Self> {
-        Self::register(self.socket.into_inner())
+        Ok(Self { from_application: self.from_application, ..Self::register(self.socket.into_inner())? })
     }
 
     /// Asks the kernel before the reactor, which knows nothing of a socket that it has not yet been asked about.
@@ -198,7 +205,7 @@ impl Side for Stream {
 
     async fn receivable(&self) -> io::Result<Receivable<'_>> {
         let guard = self.socket.ready(Interest::READABLE | Interest::PRIORITY).await?;
-        Ok(Receivable { guard, received: &self.received })
+        Ok(Receivable { guard, received: &self.received, from_application: self.from_application })
     }
 
     fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -243,6 +250,7 @@ impl Side for Stream {
 pub struct Receivable<'a> {
     guard: AsyncFdReadyGuard<'a, Socket>,
     received: &'a Cell<u64>,
+    from_application: bool,
 }
 
 impl Arrived for Receivable<'_> {
@@ -252,7 +260,7 @@ impl Arrived for Receivable<'_> {
         // The socket keeps urgent bytes in the stream (`SO_OOBINLINE`), so that one that is overtaken by the next is not
         // lost; a read stops before the mark, and at the mark the one byte is the urgent one.
         let at_mark = (urgent || more) && options::at_urgent_mark(self.guard.get_inner())?;
-        let past_tcp = self.received.get() >= WORTH_BYTES / 2 && PAST_TCP.load(Relaxed);
+        let past_tcp = self.from_application && self.received.get() >= WORTH_BYTES / 2 && PAST_TCP.load(Relaxed);
         let buffer = if at_mark { &mut buffer[..1] } else { buffer };
         match self.read(buffer, past_tcp) {
             Ok(0) => Ok(Received::End),

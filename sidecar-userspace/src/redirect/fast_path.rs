@@ -69,7 +69,7 @@ struct State {
 enum Progress {
     Starting,
     Absent(String),
-    Present { engine: Box<Engine>, report: Report, on: bool },
+    Present { engine: Box<Engine>, report: Report, on: bool, failing: Option<String> },
 }
 
 impl FastPath {
@@ -140,7 +140,7 @@ impl FastPath {
     fn present(&self, outcome: Result<(Engine, Report), Error>) {
         let mut state = self.lock();
         state.phase = match outcome {
-            Ok((engine, report)) => Progress::Present { engine: Box::new(engine), report, on: false },
+            Ok((engine, report)) => Progress::Present { engine: Box::new(engine), report, on: false, failing: None },
             Err(error) => {
                 tracing::warn!(%error, "no fast path: every byte goes by TCP");
                 Progress::Absent(error.to_string())
@@ -160,28 +160,48 @@ impl FastPath {
         loop {
             let state = self.lock();
             let (mut state, _) = self.0.changed.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner);
-            let Progress::Present { engine, on, .. } = &mut state.phase else { return };
-            if open() == 0 && (!*on || engine.enrolled().0 == 0) {
+            let Progress::Present { engine, on, failing, .. } = &mut state.phase else { return };
+            if open() == 0 && failing.is_none() && (!*on || engine.enrolled().0 == 0) {
                 self.publish(&state);
                 continue;
             }
             let before = cpu_time();
-            if let Err(error) = engine.pass() {
-                tracing::warn!(%error, "no more connections come onto the fast path");
-                let _ = engine.turn(false);
-                state.phase = Progress::Absent(error.to_string());
-                return self.publish(&state);
-            }
+            let looked = engine.pass();
             pause = pause_after(cpu_time().saturating_sub(before));
+            if looked.is_err() {
+                self.0.board.add(Figure::FastPathFailures, 1);
+            }
+            state.looked(looked);
             self.publish(&state);
         }
     }
 }
 
 impl State {
+    /// What a look came to. One that failed, as where memory or descriptors are short, lets every byte go by TCP until one succeeds,
+    /// which lets go of all that is enrolled: they come back with the look after it. Told once, however often it fails.
+    fn looked(&mut self, outcome: Result<usize, Error>) {
+        let Progress::Present { engine, on, failing, .. } = &mut self.phase else { return };
+        match outcome {
+            Ok(_) if failing.take().is_some() => {
+                tracing::info!("the pod's sockets can be looked at again: back to the fast path");
+                self.apply();
+            }
+            Ok(_) => {}
+            Err(error) => {
+                if failing.is_none() {
+                    tracing::warn!(%error, "every byte goes by TCP until a look at the pod's sockets succeeds");
+                }
+                *failing = Some(error.to_string());
+                // One word of a map that is open: what could fail there fails for the next look too.
+                *on = engine.turn(false).is_err() && *on;
+            }
+        }
+    }
+
     /// Does what operator, configuration and probe say.
     fn apply(&mut self) {
-        let Progress::Present { engine, report, on } = &mut self.phase else { return };
+        let Progress::Present { engine, report, on, failing } = &mut self.phase else { return };
         let by_itself = match self.acceleration {
             Acceleration::Off => false,
             Acceleration::Auto => report.is_clean(),
@@ -189,7 +209,7 @@ impl State {
         };
         // What was said before the probe was over may not be allowed after it.
         let may = self.acceleration == Acceleration::Force || report.is_clean();
-        let wanted = self.wanted.map_or(by_itself, |wanted| wanted && may);
+        let wanted = failing.is_none() && self.wanted.map_or(by_itself, |wanted| wanted && may);
         match engine.turn(wanted) {
             Ok(()) => *on = wanted,
             Err(error) => tracing::warn!(%error, "the fast path stays as it was"),
@@ -201,11 +221,12 @@ impl State {
         match &self.phase {
             Progress::Starting => Phase::Starting,
             Progress::Absent(why) => Phase::Absent(why.clone()),
-            Progress::Present { engine, report, on } => Phase::Present {
+            Progress::Present { engine, report, on, failing } => Phase::Present {
                 report: report.clone(),
                 on: *on,
                 by_hand: self.wanted.is_some(),
                 connections: engine.enrolled().0 as u64,
+                failing: failing.clone(),
             },
         }
     }

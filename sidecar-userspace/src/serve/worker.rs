@@ -158,9 +158,12 @@ impl Worker {
             }
         };
         let direction = acceptor.direction;
-        let (client, source) = match direction {
-            Direction::Outbound => real_client(&downstream, client),
-            Direction::Inbound => (client, None),
+        let (downstream, client, source) = match direction {
+            Direction::Outbound => {
+                let (client, source) = real_client(&downstream, client);
+                (downstream, client, source)
+            }
+            Direction::Inbound => (downstream.through_the_network(), client, None),
         };
         let (at, record, shared) = (Instant::now(), None, Arc::clone(&self.shared));
         (acceptor.carry)(Accepted { downstream, client, source, direction, at, record, shared, slot: Some(slot) });

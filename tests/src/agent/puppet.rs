@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
-    outcome,
+    edges, outcome,
     rush::rush,
     storm::storm,
     stream::{self, await_end, fill, flood},
@@ -83,6 +83,8 @@ pub enum Order {
     Fill(Handle),
     /// Go over to non-blocking mode, send so many bytes in pieces of at most so many, and expect them back.
     Stream(Handle, u64, usize),
+    /// Go over to edge-triggered epoll and make so many exchanges of so many bytes, one after the other.
+    Edges(Handle, u32, usize),
     /// Go over to non-blocking mode and send in pieces of so many bytes until nothing more is taken, or so many were.
     Flood(Handle, usize, u64),
     /// Go back to blocking mode.
@@ -178,6 +180,7 @@ impl Puppet {
             Order::Begin(handle, to) => begin(self.socket(handle)?, to)?,
             Order::Fill(handle) => self.moved += fill(self.socket(handle)?)?,
             Order::Stream(handle, bytes, piece) => stream::stream(self.socket(handle)?, bytes, piece)?,
+            Order::Edges(handle, count, bytes) => edges::exchange(self.socket(handle)?, count, bytes)?,
             Order::Flood(handle, piece, most) => self.moved += flood(self.socket(handle)?, piece, most)?,
             Order::Block(handle) => self.socket(handle)?.set_nonblocking(false)?,
             Order::Drain => self.moved += self.drain()?,

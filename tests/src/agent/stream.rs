@@ -121,7 +121,8 @@ pub(super) fn await_end(mut socket: &Socket) -> io::Result<()> {
     }
 }
 
-fn unless_it_would_block(result: io::Result<usize>) -> io::Result<Option<usize>> {
+/// `None`: it would have blocked.
+pub(super) fn unless_it_would_block(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
         result => result.map(Some),

@@ -4,11 +4,17 @@ use std::{env, time::Duration};
 
 /// How many times slower than usual this machine is.
 const SLOWNESS: &str = "SIDECAR_TEST_SLOWNESS";
+/// How many times more is done than usual, for whoever has the time.
+const MORE: &str = "SIDECAR_TEST_MORE";
 
 fn slowness() -> u32 {
-    let value = env::var(SLOWNESS).unwrap_or_else(|_| "1".to_owned());
-    let slowness = value.parse().ok().filter(|slowness| *slowness > 0);
-    slowness.unwrap_or_else(|| panic!("{SLOWNESS}={value}: not a positive number"))
+    positive(SLOWNESS)
+}
+
+fn positive(name: &str) -> u32 {
+    let value = env::var(name).unwrap_or_else(|_| "1".to_owned());
+    let number = value.parse().ok().filter(|number| *number > 0);
+    number.unwrap_or_else(|| panic!("{name}={value}: not a positive number"))
 }
 
 /// A time limit: longer on a slow machine.
@@ -16,7 +22,7 @@ pub fn patient(limit: Duration) -> Duration {
     limit * slowness()
 }
 
-/// An amount of work that proves more the larger it is: smaller on a slow machine.
+/// An amount of work that proves more the larger it is: smaller on a slow machine, larger where more is asked for.
 pub fn work(amount: u32) -> u32 {
-    amount.div_ceil(slowness())
+    (amount * positive(MORE)).div_ceil(slowness())
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 /// What the clients need on top of the measured span: start, connections, warm-up, on a loaded machine.
 const GRACE: Duration = Duration::from_secs(30);
 /// A stream slower than this is not worth waiting for.
-const STREAM_LIMIT: Duration = Duration::from_secs(120);
+pub(super) const STREAM_LIMIT: Duration = Duration::from_secs(120);
 /// How long a proxy may take to stop: more than the sidecar's drain deadline.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// A proxy that has just started, or taken connections, frees and allocates for a moment.
@@ -66,22 +66,23 @@ pub(super) fn all(
     Ok(())
 }
 
-struct Round<'a> {
-    rig: Rig<'a>,
+/// What is measured of one mode in one round.
+pub(super) struct Round<'a> {
+    pub(super) rig: Rig<'a>,
     samples: &'a mut Samples,
-    mode: Mode,
-    extent: Extent,
+    pub(super) mode: Mode,
+    pub(super) extent: Extent,
 }
 
 /// CPU microseconds of the proxies, and of both pods with their applications.
-struct Cpu {
-    proxies: f64,
-    pods: f64,
+pub(super) struct Cpu {
+    pub(super) proxies: f64,
+    pub(super) pods: f64,
 }
 
 impl Cpu {
     /// In the order of [`Rig::cgroups`].
-    fn of(cgroups: &[u64]) -> Result<Self> {
+    pub(super) fn of(cgroups: &[u64]) -> Result<Self> {
         let [proxy_client, proxy_server, client, server] = *cgroups else {
             anyhow::bail!("a client has measured {} cgroups instead of 4", cgroups.len())
         };
@@ -90,19 +91,19 @@ impl Cpu {
 }
 
 impl Round<'_> {
-    fn add(&mut self, figure: Figure, value: f64) {
+    pub(super) fn add(&mut self, figure: Figure, value: f64) {
         self.samples.add(figure, self.mode, value);
     }
 
     /// The CPU time of proxies means something only where there are any.
-    fn add_proxies(&mut self, figure: Figure, value: f64) {
+    pub(super) fn add_proxies(&mut self, figure: Figure, value: f64) {
         if self.mode != Mode::Direct {
             self.add(figure, value);
         }
     }
 
     /// Runs a client that measures and gives its report.
-    fn client<T: DeserializeOwned>(&self, port: u16, args: &[&str], limit: Duration) -> Result<T> {
+    pub(super) fn client<T: DeserializeOwned>(&self, port: u16, args: &[&str], limit: Duration) -> Result<T> {
         let cgroups = self.rig.cgroups();
         let cpu: Vec<_> = cgroups.iter().flat_map(|path| ["--cpu", path]).collect();
         let output = self.rig.start_client("client", port, &[args, &cpu].concat())?.finish(limit)?;
@@ -113,7 +114,7 @@ impl Round<'_> {
         (self.extent.seconds.to_string(), Duration::from_secs_f64(self.extent.seconds) + GRACE)
     }
 
-    fn latencies(&self, args: &[&str]) -> Result<latency::Report> {
+    pub(super) fn latencies(&self, args: &[&str]) -> Result<latency::Report> {
         let (seconds, limit) = self.span();
         let report: latency::Report = self.client(serve::ECHO, &[args, &["--seconds", &seconds]].concat(), limit)?;
         ensure!(report.operations > 0, "no request was answered within {seconds} s");
@@ -174,34 +175,6 @@ impl Round<'_> {
             self.add(cpu_all, used.pods / 1e6 / gigabytes);
         }
         Ok(())
-    }
-
-    /// Clients and servers that never block, some time after they began: what is slow to be worth it has become so.
-    fn event_loops(&mut self) -> Result<()> {
-        use Figure::{
-            Event64x1Cpu, Event64x1CpuAll, Event64x1P50, Event1024x64Cpu, Event1024x64CpuAll, Event1024x64P50,
-            Event4096x1Cpu, Event4096x1CpuAll, Event4096x1P50, Event65536x1Cpu, Event65536x1CpuAll, Event65536x1P50,
-            EventBulk, EventBulkCpuAll,
-        };
-        for (bytes, connections, p50, cpu, cpu_all) in [
-            ("64", "1", Event64x1P50, Event64x1Cpu, Event64x1CpuAll),
-            ("4096", "1", Event4096x1P50, Event4096x1Cpu, Event4096x1CpuAll),
-            ("65536", "1", Event65536x1P50, Event65536x1Cpu, Event65536x1CpuAll),
-            ("1024", "64", Event1024x64P50, Event1024x64Cpu, Event1024x64CpuAll),
-        ] {
-            let args = ["round-trip", "--connections", connections, "--bytes", bytes, "--warm-up", "1.5"];
-            let report = self.latencies(&args)?;
-            let (used, operations) = (Cpu::of(&report.cpu_us)?, report.operations as f64);
-            self.add(p50, report.p50_us);
-            self.add_proxies(cpu, used.proxies / operations);
-            self.add(cpu_all, used.pods / operations);
-        }
-        let (bytes, gigabytes) = (self.extent.bytes.to_string(), self.extent.bytes as f64 / 1e9);
-        let args = ["bulk", "--bytes", &bytes, "--non-blocking"];
-        let report: bulk::Report = self.client(serve::SINK, &args, STREAM_LIMIT)?;
-        self.add(EventBulk, gigabytes / report.seconds);
-        self.add(EventBulkCpuAll, Cpu::of(&report.cpu_us)?.pods / 1e6 / gigabytes);
-        self.rig.prove_fast_path()
     }
 
     fn memory(&mut self) -> Result<()> {

@@ -17,6 +17,8 @@ pub(super) enum Mode {
     SidecarDefault,
     /// As [`Mode::Sidecar`], and what the applications send goes past TCP.
     SidecarFast,
+    /// As [`Mode::Sidecar`], and the connections that are measured are excluded from capture.
+    SidecarExcluded,
     /// As [`Mode::Envoy`], with mutual TLS between the two.
     EnvoyMtls,
     /// As [`Mode::Sidecar`], with mutual TLS between the two.
@@ -49,13 +51,14 @@ impl Pair {
 
 impl Mode {
     /// All of them.
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Direct,
         Self::Loopback,
         Self::Envoy,
         Self::Sidecar,
         Self::SidecarDefault,
         Self::SidecarFast,
+        Self::SidecarExcluded,
         Self::EnvoyMtls,
         Self::SidecarMtls,
         Self::SidecarMtlsCold,
@@ -71,6 +74,7 @@ impl Mode {
             Self::Sidecar => "sidecar",
             Self::SidecarDefault => "sidecar-default",
             Self::SidecarFast => "sidecar-fast",
+            Self::SidecarExcluded => "sidecar-excluded",
             Self::EnvoyMtls => "envoy-mtls",
             Self::SidecarMtls => "sidecar-mtls",
             Self::SidecarMtlsCold => "sidecar-mtls-cold",
@@ -87,6 +91,7 @@ impl Mode {
             Self::Sidecar => "a sidecar in both pods, proxy.workers: 1, plaintext",
             Self::SidecarDefault => "a sidecar in both pods, default configuration, plaintext",
             Self::SidecarFast => "sidecar with acceleration: force",
+            Self::SidecarExcluded => "sidecar, and the ports of the servers excluded from capture in both pods",
             Self::EnvoyMtls => "envoy with mutual TLS between the two, TLS 1.3, P-256, session resumption by default",
             Self::SidecarMtls => "sidecar with mtls.mode: strict, P-256",
             Self::SidecarMtlsCold => "the same with mtls.spare.per_destination: 0, sessions resumed",
@@ -128,6 +133,10 @@ impl Mode {
         match self {
             Self::Sidecar => "proxy: { workers: 1, drain_deadline: 0s }\n",
             Self::SidecarFast => "proxy: { workers: 1, drain_deadline: 0s }\nacceleration: force\n",
+            // Not `serve::WHO`, whose connections prove that the sidecars capture.
+            Self::SidecarExcluded => {
+                "proxy: { workers: 1, drain_deadline: 0s }\ncapture: { outbound: { exclude_ports: [7000, 7001, 7002] }, inbound: { exclude_ports: [7000, 7001, 7002] } }\n"
+            }
             Self::SidecarMtls => {
                 "proxy: { workers: 1, drain_deadline: 0s }\ncapture: { on_failure: open }\nmtls: { mode: strict }\n"
             }
@@ -144,8 +153,8 @@ impl Mode {
     /// Whether these figures say something about it that those of another mode do not.
     pub(super) fn has(self, group: Group) -> bool {
         match group {
-            Group::FastPath => matches!(self, Self::Sidecar | Self::SidecarFast),
-            _ if self == Self::SidecarFast => false,
+            Group::FastPath => matches!(self, Self::Sidecar | Self::SidecarFast | Self::SidecarExcluded),
+            _ if matches!(self, Self::SidecarFast | Self::SidecarExcluded) => false,
             Group::Connect => true,
             Group::Lifecycle => !self.is_mtls(),
             Group::RoundTrip | Group::Bulk | Group::Memory => !self.differs_in_handshakes(),

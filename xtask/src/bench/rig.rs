@@ -156,10 +156,16 @@ impl<'a> Rig<'a> {
         Ok(sidecar::metrics(server)?.sum(sidecar::VERDICTS, &sidecar::INBOUND))
     }
 
+    /// Messages that went past TCP in both pods so far.
+    pub(super) fn past_tcp(&self) -> Result<f64> {
+        let labels = [("hook", "sk_msg"), ("verdict", "redirect")];
+        let of = |pod| anyhow::Ok(sidecar::metrics(pod)?.sum(sidecar::VERDICTS, &labels));
+        Ok(of(&self.world.client)? + of(&self.world.server)?)
+    }
+
     /// Fails when the mode's messages went by TCP all the same, or past it where they should not.
     pub(super) fn prove_fast_path(&self) -> Result<()> {
-        let labels = [("hook", "sk_msg"), ("verdict", "redirect")];
-        let redirected = sidecar::metrics(&self.world.client)?.sum(sidecar::VERDICTS, &labels);
+        let redirected = self.past_tcp()?;
         // The probe itself redirects some hundred.
         ensure!((redirected > 1000.0) == (self.mode == Mode::SidecarFast), "{redirected} messages went past TCP");
         Ok(())
