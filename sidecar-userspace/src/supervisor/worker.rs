@@ -1,7 +1,7 @@
 //! The worker process as its supervisor sees it.
 
 use std::{
-    fmt, io,
+    fmt, fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt,
@@ -63,6 +63,14 @@ impl Worker {
             killed: None,
             silent_since: None,
         }
+    }
+
+    /// How long its main thread has been ready to run without a CPU so far (Documentation/scheduler/sched-stats.rst, `/proc/<pid>/schedstat`: the second number, in
+    /// nanoseconds); nothing where the kernel does not count that.
+    pub(super) fn waited_for_cpu(&self) -> Duration {
+        let counted = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).unwrap_or_default();
+        let waited = counted.split_ascii_whitespace().nth(1).and_then(|nanoseconds| nanoseconds.parse().ok());
+        Duration::from_nanos(waited.unwrap_or(0))
     }
 
     /// What to wait for: what it says, as long as it can say anything.
