@@ -156,6 +156,11 @@ impl State {
         Ok((state, number))
     }
 
+    /// Whether nothing has been written there.
+    pub(super) fn is_nothing(memory: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(File::from(memory.try_clone_to_owned()?).metadata()?.len() == 0)
+    }
+
     fn read_from(memory: &File) -> io::Result<Self> {
         let mut bytes = vec![0; usize::try_from(memory.metadata()?.len()).map_err(io::Error::other)?];
         memory.read_exact_at(&mut bytes, 0)?;

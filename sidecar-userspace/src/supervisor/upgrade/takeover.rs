@@ -47,7 +47,8 @@ impl Supervisor {
             state.write_to(&standby.memory)?;
             Ok(state)
         });
-        let Err(error) = state.and_then(|state| execute(state.new, &state));
+        // The new one reads what the one that stands by would.
+        let Err(error) = state.and_then(|state| execute(state.new, &state, state.standby.memory));
         self.keeping.capture.hold_links();
         self.fast_path.iter().for_each(|path| path.resume(fast_path));
         format!("the kernel does not run it in the place of this one: {error}")
@@ -162,9 +163,8 @@ fn process(worker: &Worker, leaving: Option<&Leaving>) -> state::Process {
 }
 
 /// Runs the binary behind this descriptor in the place of this one. Signals stay blocked, so that none is lost.
-fn execute(binary: RawFd, state: &State) -> io::Result<std::convert::Infallible> {
-    let memory = state.write()?;
-    let arguments = ["sidecar".to_owned(), COMMAND.to_owned(), memory.as_raw_fd().to_string()];
+fn execute(binary: RawFd, state: &State, memory: RawFd) -> io::Result<std::convert::Infallible> {
+    let arguments = ["sidecar".to_owned(), COMMAND.to_owned(), memory.to_string()];
     let arguments = arguments.map(|argument| CString::new(argument).expect("words and a number"));
     let path = CString::new(format!("/proc/self/fd/{binary}"))?;
     state.inherit(true)?;
@@ -189,7 +189,8 @@ pub(in crate::supervisor) fn take_over(memory: RawFd, refused: Option<String>) -
         Err(error) if state.failed.is_some() => Err(error),
         Err(error) => {
             state.failed = Some(error.to_string());
-            let Err(errno) = execute(state.own, &state);
+            let memory = state.write().map_err(Error::runtime("write down what to go back to"))?;
+            let Err(errno) = execute(state.own, &state, memory.as_raw_fd());
             Err(Error::runtime("go back to the binary before")(errno))
         }
     }

@@ -15,7 +15,7 @@ use std::{
 use nix::{
     sys::prctl::set_pdeathsig,
     sys::signal::{Signal, kill},
-    unistd::getppid,
+    unistd::{Pid, getppid},
 };
 
 use super::{
@@ -40,7 +40,7 @@ const CRASHES: [Signal; 7] =
 pub fn stand_by(patience: Duration) -> ExitCode {
     let supervisor = getppid();
     let until = Instant::now() + patience;
-    let traced = Tracee::seize(supervisor);
+    let traced = seize_soon(supervisor);
     // Nobody reads it any more, or nobody would end this process: then there is nothing to stand by for.
     let told = set_pdeathsig(Signal::SIGKILL).map_err(io::Error::from);
     if told.and_then(|()| io::stdout().write_all(READY)).and_then(|()| io::stdout().flush()).is_err() {
@@ -68,19 +68,27 @@ pub fn stand_by(patience: Duration) -> ExitCode {
 
 /// Waits until something goes wrong, and says what; `None`: the supervisor has ended otherwise.
 fn watch(tracee: Tracee, until: Instant, patience: Duration) -> io::Result<Option<(Caller, String)>> {
+    let late = || {
+        format!("it had not taken over after {patience:?}; is the machine short of CPU? Give it more with --timeout")
+    };
     loop {
         let stop = match tracee.wait(until)? {
             News::Gone => return Ok(None),
             News::Nothing => {
-                let stop = stopped(&tracee)?;
-                let late = format!(
-                    "it had not taken over after {patience:?}; is the machine short of CPU? Give it more with --timeout"
-                );
-                return stop.map(|stop| Ok((Caller::new(tracee, stop)?, late))).transpose();
+                let Some(stop) = stopped(&tracee)? else { return Ok(None) };
+                stop
             }
             News::Stopped(stop) => stop,
         };
         let why = match stop {
+            // Looked at here too: one that makes one call after the other may always be found at a stop.
+            _ if Instant::now() >= until => {
+                if State::is_nothing(io::stdin().as_fd())? {
+                    // It is still the binary before, which was slow to begin, and goes on.
+                    return tracee.release().map(|()| None);
+                }
+                late()
+            }
             Stop::Gets(signal) if CRASHES.contains(&signal) => format!("it was about to be ended by {signal}"),
             Stop::Enters(call) if ends(call) => "it was about to exit by itself, before it had taken over".to_owned(),
             Stop::Gets(signal) => {
@@ -107,6 +115,21 @@ fn stopped(tracee: &Tracee) -> io::Result<Option<Stop>> {
         News::Stopped(stop) => Ok(Some(stop)),
         News::Gone => Ok(None),
         News::Nothing => Err(io::Error::other("it waits for what cannot be interrupted")),
+    }
+}
+
+/// Traces it. The kernel may refuse that until the parent has allowed it (`PR_SET_PTRACER`), which it does when this process is there.
+fn seize_soon(supervisor: Pid) -> io::Result<Tracee> {
+    const PATIENCE: Duration = Duration::from_millis(100);
+    const PAUSE: Duration = Duration::from_millis(1);
+    let asked = Instant::now();
+    loop {
+        match Tracee::seize(supervisor) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && asked.elapsed() < PATIENCE => {
+                std::thread::sleep(PAUSE);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
