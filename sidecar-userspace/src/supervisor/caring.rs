@@ -170,7 +170,7 @@ impl Supervisor {
         if now < self.pings.at {
             return;
         }
-        let silence = self.pings.turn(now, || worker.waited_for_cpu());
+        let silence = self.pings.turn(now, || worker.seen());
         let age = self.pulse.age();
         let why = match silence {
             None => None,

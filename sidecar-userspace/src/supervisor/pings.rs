@@ -10,22 +10,33 @@ pub(super) struct Pings {
     pub(super) sent: u64,
     pub(super) heard: u64,
     missed: u32,
-    /// What the worker's main thread had waited for a CPU at the last turn without an answer.
-    waited: Option<Duration>,
+    /// CPU that the worker's main thread had had at the first turn without an answer.
+    before: Duration,
+}
+
+/// The worker's main thread as the kernel sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// It has a CPU or waits for one.
+    pub(super) runnable: bool,
+    /// CPU that it has had.
+    pub(super) had: Duration,
 }
 
 /// Answers in a row that did not come, and then it hangs.
 const MISSED: u32 = 3;
+/// And so many where it has not had a CPU for most of the time.
+const MISSED_WITHOUT_CPU: u32 = 10 * MISSED;
 
 impl Pings {
     pub(super) fn new(hung_after: Duration) -> Self {
         let every = hung_after / MISSED;
-        Self { every, at: Instant::now() + every, sent: 0, heard: 0, missed: 0, waited: None }
+        Self { every, at: Instant::now() + every, sent: 0, heard: 0, missed: 0, before: Duration::ZERO }
     }
 
     /// A new worker owes nothing.
     pub(super) fn forget(&mut self) {
-        *self = Self { at: Instant::now() + self.every, heard: self.sent, missed: 0, waited: None, ..*self };
+        *self = Self { at: Instant::now() + self.every, heard: self.sent, missed: 0, ..*self };
     }
 
     /// An answer. One to another ping, of before an upgrade that was taken back, says nothing about the one that waits.
@@ -38,24 +49,26 @@ impl Pings {
     /// It is time to ask again, and to judge; `None`: this process was late itself, stopped or short of CPU as its worker
     /// was, and cannot judge.
     ///
-    /// `waited` says how long the worker's main thread has waited for a CPU in all: a silence in which it did nothing else
-    /// for most of the time is the machine's.
-    pub(super) fn turn(&mut self, now: Instant, waited: impl FnOnce() -> Duration) -> Option<Silence> {
+    /// A silence in which the worker's main thread was ready to run and had no CPU for most of the time is the machine's, up to ten
+    /// times as long: one that runs in circles on a busy machine looks the same.
+    pub(super) fn turn(&mut self, now: Instant, look: impl FnOnce() -> Seen) -> Option<Silence> {
         let late = now > self.at + self.every;
         self.at = now + self.every;
         if late {
             self.heard = self.sent;
         }
         if self.heard == self.sent {
-            (self.missed, self.waited) = (0, None);
+            self.missed = 0;
             return (!late).then_some(Silence::Tolerable);
         }
-        let waited = waited();
-        let before = self.waited.replace(waited).unwrap_or(waited);
-        if waited.saturating_sub(before) <= self.every / 2 {
-            self.missed += 1;
+        let Seen { runnable, had } = look();
+        self.missed += 1;
+        if self.missed == 1 {
+            self.before = had;
         }
-        Some(if self.missed >= MISSED { Silence::TooLong } else { Silence::Tolerable })
+        let starved = runnable && had.saturating_sub(self.before) < self.every * (self.missed - 1) / 2;
+        let most = if starved { MISSED_WITHOUT_CPU } else { MISSED };
+        Some(if self.missed >= most { Silence::TooLong } else { Silence::Tolerable })
     }
 }
 
@@ -71,16 +84,15 @@ mod tests {
 
     /// Turns at these times in milliseconds; the worker answers to those of its pings.
     fn judged(answers: bool, times: &[u64]) -> Vec<Option<Silence>> {
-        judged_while(answers, times, |_| 0)
+        judged_while(answers, times, |_| Seen::default())
     }
 
-    /// The same with a worker that has waited so many milliseconds for a CPU at a time.
-    fn judged_while(answers: bool, times: &[u64], waited: impl Fn(u64) -> u64) -> Vec<Option<Silence>> {
+    /// The same with a worker whose main thread looks so at a time.
+    fn judged_while(answers: bool, times: &[u64], look: impl Fn(u64) -> Seen) -> Vec<Option<Silence>> {
         let mut pings = Pings::new(Duration::from_millis(300));
         let start = pings.at - pings.every;
         let turn = |time: &u64| {
-            let waited = || Duration::from_millis(waited(*time));
-            let silence = pings.turn(start + Duration::from_millis(*time), waited);
+            let silence = pings.turn(start + Duration::from_millis(*time), || look(*time));
             pings.sent += u64::from(pings.heard == pings.sent);
             if answers {
                 pings.answered(pings.sent);
@@ -100,18 +112,17 @@ mod tests {
     }
 
     #[test]
-    fn silences_in_which_the_worker_waited_for_a_cpu_do_not_count() {
-        use Silence::{Tolerable, TooLong};
-        let times = [100, 200, 300, 400, 500, 600, 700];
-        assert_eq!(judged_while(false, &times, |time| 60 * time / 100), [Some(Tolerable); 7]);
-        let once_there_was_a_cpu = judged_while(false, &times, |time| 60 * time.min(500) / 100);
-        assert_eq!(once_there_was_a_cpu[..6], [Some(Tolerable); 6]);
-        assert_eq!(once_there_was_a_cpu[6], Some(TooLong));
-        assert_eq!(
-            judged_while(false, &times, |time| 40 * time / 100)[3],
-            Some(TooLong),
-            "it had a CPU for most of the time"
-        );
+    fn a_worker_without_a_cpu_has_ten_times_as_long() {
+        let times = (1..=40).map(|turn| turn * 100).collect::<Vec<_>>();
+        let first_too_long = |look: &dyn Fn(u64) -> Seen| {
+            judged_while(false, &times, look).iter().position(|silence| *silence == Some(Silence::TooLong)).unwrap()
+        };
+        let share =
+            |percent: u64| move |time: u64| Seen { runnable: true, had: Duration::from_millis(time * percent / 100) };
+        assert_eq!(first_too_long(&share(0)), 30);
+        assert_eq!(first_too_long(&share(40)), 30);
+        assert_eq!(first_too_long(&share(60)), 3, "it runs, and does not answer");
+        assert_eq!(first_too_long(&|_| Seen::default()), 3, "it waits for something else");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Error, child::Child};
+use super::{Error, child::Child, pings::Seen};
 use crate::control::{self, Channel, Order, Report};
 
 /// A start that takes longer has failed: a cold binary on a loaded machine takes a second.
@@ -65,12 +65,16 @@ impl Worker {
         }
     }
 
-    /// How long its main thread has been ready to run without a CPU so far (Documentation/scheduler/sched-stats.rst, `/proc/<pid>/schedstat`: the second number, in
-    /// nanoseconds); nothing where the kernel does not count that.
-    pub(super) fn waited_for_cpu(&self) -> Duration {
-        let counted = fs::read_to_string(format!("/proc/{}/schedstat", self.pid())).unwrap_or_default();
-        let waited = counted.split_ascii_whitespace().nth(1).and_then(|nanoseconds| nanoseconds.parse().ok());
-        Duration::from_nanos(waited.unwrap_or(0))
+    /// Its main thread (proc_pid_stat(5), proc_pid_schedstat: the first number is nanoseconds on a CPU); where the kernel does not
+    /// tell, one that could run if it would.
+    pub(super) fn seen(&self) -> Seen {
+        let of_thread =
+            |file: &str| fs::read_to_string(format!("/proc/{0}/task/{0}/{file}", self.pid())).unwrap_or_default();
+        let (state, counted) = (of_thread("stat"), of_thread("schedstat"));
+        let had = counted.split_ascii_whitespace().next().and_then(|nanoseconds| nanoseconds.parse().ok());
+        // The name, in parentheses, may have some in it.
+        let runnable = state.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R')) && had.is_some();
+        Seen { runnable, had: Duration::from_nanos(had.unwrap_or(0)) }
     }
 
     /// What to wait for: what it says, as long as it can say anything.
