@@ -276,8 +276,11 @@ impl Drain {
         const LOOK_AGAIN: Duration = Duration::from_millis(1);
         tokio::time::sleep(HANDSHAKE).await;
         loop {
-            self.telemetry.connections().empty().await;
-            if self.under_way.is_none() && self.queues.iter().all(|queue| net::backlog(queue).unwrap_or(0) == 0) {
+            let table = self.telemetry.connections();
+            table.empty().await;
+            // In the order in which a connection goes: one that is not seen here any more is seen there.
+            let none_waits = self.queues.iter().all(|queue| net::backlog(queue).unwrap_or(0) == 0);
+            if none_waits && self.under_way.is_none() && table.is_empty() {
                 return;
             }
             tokio::time::sleep(LOOK_AGAIN).await;

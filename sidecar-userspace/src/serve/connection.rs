@@ -230,12 +230,14 @@ impl<D: Side> Permitted<D> {
     {
         let Addressed { accepted, mut record, to, .. } = self.addressed;
         let leaves_pod = accepted.direction == Direction::Outbound;
-        // Pinned here, so that what waits for it does not hold copies of its room.
-        let dial = pin!(dial);
-        let dialled = tokio::select! {
-            dialled = within(&accepted.shared, leaves_pod, dial) => dialled,
-            () = accepted.downstream.failed() => Err(CloseReason::DownstreamReset),
-            reason = record.told_to_close() => Err(reason),
+        let dialled = {
+            // Pinned here, so that what waits for it does not hold copies of its room. Gone before the record tells of the end.
+            let dial = pin!(dial);
+            tokio::select! {
+                dialled = within(&accepted.shared, leaves_pod, dial) => dialled,
+                () = accepted.downstream.failed() => Err(CloseReason::DownstreamReset),
+                reason = record.told_to_close() => Err(reason),
+            }
         };
         match dialled {
             Ok((upstream, security)) => {

@@ -129,15 +129,14 @@ impl Engine {
     pub(super) fn pass(&mut self) -> Result<usize, Error> {
         self.walk(step::FIND)?;
         let found = self.maps.candidates.keys().filter_map(Result::ok).collect::<Vec<_>>();
-        if !found.is_empty() {
-            self.walk(step::RECEIVERS)?;
-            self.walk(step::SENDERS)?;
-        }
+        let enrolled =
+            if found.is_empty() { Ok(()) } else { self.walk(step::RECEIVERS).and_then(|()| self.walk(step::SENDERS)) };
+        // Also after a failure: the next pass may be one that only lets go.
         for key in &found {
             // One that is gone already is as good.
             let _ = self.maps.candidates.remove(key);
         }
-        Ok(found.len())
+        enrolled.map(|()| found.len())
     }
 
     /// Enrolled ends now: the applications' and the proxy's.
