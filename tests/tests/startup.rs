@@ -217,7 +217,6 @@ fn the_kernels_type_information_is_not_needed() -> Result<()> {
     Ok(())
 }
 
-/// 47
 /// They are megabytes, and parsing them was half of the start.
 #[test]
 fn the_kernels_type_information_is_not_read() -> Result<()> {
@@ -230,6 +229,7 @@ fn the_kernels_type_information_is_not_read() -> Result<()> {
     Ok(())
 }
 
+/// 47
 #[test]
 fn a_port_that_is_taken_is_named() -> Result<()> {
     let world = World::new()?;

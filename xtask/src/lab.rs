@@ -3,7 +3,7 @@
 mod bpf;
 mod lane;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lane::{CHUNK, Lane, Way, receive, send, turn};
 use std::{
     collections::BTreeMap,
@@ -55,6 +55,7 @@ struct Cost {
 
 /// Measures and prints.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(args.rounds > 0 && args.bytes > 0, "--rounds and --bytes must be 1 or more");
     let mut costs: BTreeMap<(usize, Way), Vec<Cost>> = BTreeMap::new();
     for round in 0..args.rounds {
         for turn in 0..Way::ALL.len() {

@@ -1,13 +1,13 @@
 //! New binaries that fail after the process has gone on as one of them: the one before goes on, in the same process, with all that was
 //! open.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::TO_V4,
-    harness::{PATIENCE, Sidecar, bpf, eventually, with_other_tags, work},
+    harness::{PATIENCE, Sidecar, bpf, eventually, patient, with_other_tags, work},
 };
 
 use super::{LONG, Stage, exchanged, upgrades};
@@ -28,7 +28,7 @@ impl Stage {
         let (processes, attached) = (self.client.pids(), bpf::attached_programs(self.pod())?);
         let before = upgrades(&self.client, "rolled_back")?;
         self.app.begin(Order::Toil(TO_V4, 5, work(50)))?;
-        let why = self.refused(&["--timeout", "4", "--binary", binary])?;
+        let why = self.refused(&["--timeout", &limit().as_secs().to_string(), "--binary", binary])?;
         ensure!(why.contains("goes on in process") && why.contains(binary) && why.contains(reason), "{why}");
         self.app.begin(Order::Accepted)?;
         let toil = self.app.answer(PATIENCE)?;
@@ -55,18 +55,25 @@ impl Stage {
     }
 }
 
-const LATE: &str = "it had not taken over after 4s";
+/// What a new binary gets, its worker's start among it.
+fn limit() -> Duration {
+    patient(Duration::from_secs(4))
+}
+
+fn late() -> String {
+    format!("it had not taken over after {:?}", limit())
+}
 
 #[test]
 fn a_binary_that_hangs_in_the_kernel_or_exits_when_it_is_to_take_over_gives_everything_back() -> Result<()> {
     let exits = ("exits", "exit 3", "it was about to exit by itself");
-    Stage::new(LONG)?.all_give_back(&[("sleeps", "exec sleep 1000", LATE), exits])
+    Stage::new(LONG)?.all_give_back(&[("sleeps", "exec sleep 1000", &late()), exits])
 }
 
 #[test]
 fn a_binary_that_hangs_in_its_code_or_crashes_when_it_is_to_take_over_gives_everything_back() -> Result<()> {
     let crashes = ("crashes", "kill -SEGV $$", "SIGSEGV");
-    Stage::new(LONG)?.all_give_back(&[("spins", "while :; do :; done", LATE), crashes])
+    Stage::new(LONG)?.all_give_back(&[("spins", "while :; do :; done", &late()), crashes])
 }
 
 #[test]
