@@ -5,11 +5,12 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::{sys::signal::Signal, unistd::User};
-use sidecar_tests::harness::{Layout, Mesh, PATIENCE, Pod, Process, nginx, wait_for_port, work};
+use sidecar_tests::harness::{Layout, Mesh, PATIENCE, Pod, Process, nginx, patient, wait_for_port, work};
 
 /// Runs `test` in a world of its own for each layout.
 fn everywhere(test: impl Fn(&Mesh) -> Result<()>) -> Result<()> {
@@ -99,9 +100,11 @@ fn a_gigabyte_from_nginx_arrives_intact() -> Result<()> {
 fn wrk_finds_no_failed_request() -> Result<()> {
     everywhere(|mesh| {
         let _nginx = web(&mesh.world.server)?;
+        // Its own limit for an answer is 2 s, in which a slow machine does not shake hands with forty at once.
+        let limit = format!("{}s", patient(Duration::from_secs(2)).as_secs());
         for close in ["Connection: keep-alive", "Connection: close"] {
-            let report =
-                mesh.world.client.run("wrk", ["-t2", "-c40", "-d2s", "-H", close, "http://10.77.0.2/hello"])?;
+            let args = ["-t2", "-c40", "-d2s", "--timeout", &limit, "-H", close, "http://10.77.0.2/hello"];
+            let report = mesh.world.client.run("wrk", args)?;
             ensure!(
                 !report.contains("Socket errors") && !report.contains("Non-2xx"),
                 "{close}: {report}{}",
