@@ -65,8 +65,8 @@ impl Worker {
         }
     }
 
-    /// Its main thread (proc_pid_stat(5), proc_pid_schedstat: the first number is nanoseconds on a CPU); where the kernel does not
-    /// tell, one that could run if it would.
+    /// Its main thread, by proc_pid_stat(5) and the first number of `schedstat` beside it, nanoseconds on a CPU
+    /// (Documentation/scheduler/sched-stats.rst). Where the kernel does not count them, one that is not short of CPU.
     pub(super) fn seen(&self) -> Seen {
         let of_thread =
             |file: &str| fs::read_to_string(format!("/proc/{0}/task/{0}/{file}", self.pid())).unwrap_or_default();

@@ -14,17 +14,17 @@ use serde::{Deserialize, Serialize};
 use super::{state, watch};
 use crate::supervisor::{child::Child, worker::OWN_BINARY};
 
-/// It is a small process of a binary that is in memory.
+/// Time for the process to say that it traces: it does little, and its binary is in memory.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// It, before the execve(2). It ends when this is dropped.
+/// The process that stands by, before the supervisor's execve(2). It ends when this is dropped.
 pub(super) struct Standby {
     child: Child,
     /// What it is to start the binary before with.
     pub(super) memory: File,
 }
 
-/// It, after the execve(2).
+/// The same process, as the new binary is told of it by the [`State`](super::state::State).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::supervisor) struct Known {
