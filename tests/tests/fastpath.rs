@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, TO_V4, TO_V6},
-    harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, work},
+    harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, patient, work},
 };
 use socket2::Socket;
 use stage::{ENOUGH, Stage};
@@ -56,7 +56,7 @@ fn fastpath_carries_what_a_server_answers_past_tcp() -> Result<()> {
         let (socket, _) = app.open(to)?;
         app.must(Order::Stream(socket, 4 * ENOUGH, 100_000))?;
         let there = || sidecar.fast_path().is_ok_and(|status| status["connections"] == count);
-        ensure!(eventually(PATIENCE, there), "{}", sidecar.verdicts());
+        ensure!(eventually(patient(PATIENCE), there), "{}", sidecar.verdicts());
         let before = sidecar.verdict("sk_msg", "redirect", "fast")?;
         app.must(Order::Stream(socket, 4 * MIB, 100_000))?;
         ensure!(sidecar.verdict("sk_msg", "redirect", "fast")? > before, "{}", sidecar.verdicts());
@@ -74,7 +74,7 @@ fn fastpath_leaves_a_blocking_application_on_tcp() -> Result<()> {
         stage.app.must(Order::Echo(socket, 100_000))?;
     }
     let seen = || stage.sidecar.verdict("enrol", "tcp", "blocking").is_ok_and(|count| count > 0);
-    ensure!(eventually(PATIENCE, seen), "{}", stage.sidecar.verdicts());
+    ensure!(eventually(patient(PATIENCE), seen), "{}", stage.sidecar.verdicts());
     ensure!(stage.connections()? == 0 && stage.redirected()? == before, "{}", stage.sidecar.verdicts());
     stage.app.must(Order::Echo(socket, 100_000)).map(drop)
 }
@@ -85,7 +85,7 @@ fn fastpath_lets_go_of_an_application_that_begins_to_block() -> Result<()> {
     let socket = stage.enrolled()?;
     stage.app.must(Order::Block(socket))?;
     let left = || stage.connections().is_ok_and(|connections| connections == 0);
-    ensure!(eventually(PATIENCE, left), "{}", stage.sidecar.verdicts());
+    ensure!(eventually(patient(PATIENCE), left), "{}", stage.sidecar.verdicts());
     ensure!(stage.sidecar.verdict("enrol", "released", "released")? >= 1, "{}", stage.sidecar.verdicts());
     stage.app.must(Order::Echo(socket, 100_000))?;
     stage.app.must(Order::Finish(socket))?;
@@ -104,7 +104,7 @@ fn fastpath_switched_off_under_load_loses_nothing_and_comes_back() -> Result<()>
     let answer = stage.app.answer(6 * PATIENCE)?;
     ensure!(answer.outcome == "ok", "{answer:?}");
     let left = || stage.connections().is_ok_and(|connections| connections == 0);
-    ensure!(eventually(PATIENCE, left), "{}", stage.sidecar.verdicts());
+    ensure!(eventually(patient(PATIENCE), left), "{}", stage.sidecar.verdicts());
     let quiet = stage.redirected()?;
     stage.app.must(Order::Stream(socket, MIB, 20_000))?;
     ensure!(stage.redirected()? == quiet, "redirected while switched off");
@@ -156,7 +156,7 @@ fn fastpath_with_full_maps_leaves_the_rest_on_tcp() -> Result<()> {
         stage.app.must(Order::Stream(*socket, ENOUGH, 20_000))?;
     }
     let left = || stage.sidecar.verdict("enrol", "tcp", "full").is_ok_and(|count| count > 0);
-    ensure!(eventually(PATIENCE, left), "{}", stage.sidecar.verdicts());
+    ensure!(eventually(patient(PATIENCE), left), "{}", stage.sidecar.verdicts());
     ensure!(stage.sidecar.verdict("enrol", "tcp", "refused")? == 0, "{}", stage.sidecar.verdicts());
     let enrolled = stage.connections()?;
     ensure!((1..=ROOM).contains(&enrolled), "{enrolled} enrolled");
@@ -178,7 +178,7 @@ fn fastpath_leaves_what_another_program_owns_to_it() -> Result<()> {
     let _owner = bpf::own_messages_of(owned.first().context("the application's socket")?)?;
     stage.app.must(Order::Stream(socket, ENOUGH, 20_000))?;
     let busy = || stage.sidecar.verdict("enrol", "tcp", "busy").is_ok_and(|count| count > 0);
-    ensure!(eventually(PATIENCE, busy), "{}", stage.sidecar.verdicts());
+    ensure!(eventually(patient(PATIENCE), busy), "{}", stage.sidecar.verdicts());
     stage.app.must(Order::Stream(socket, ENOUGH, 20_000))?;
     ensure!(stage.connections()? == 0 && stage.redirected()? == before, "{}", stage.sidecar.verdicts());
     Ok(())
@@ -221,7 +221,7 @@ fn fastpath_leaves_no_entry_behind_whichever_way_connections_end() -> Result<()>
         stage.app.must(Order::Stream(socket, 2000, 2000))?;
     }
     let small = || stage.sidecar.verdict("enrol", "tcp", "small").is_ok_and(|count| count > 0);
-    ensure!(eventually(PATIENCE, small), "{}", stage.sidecar.verdicts());
+    ensure!(eventually(patient(PATIENCE), small), "{}", stage.sidecar.verdicts());
     stage.app.must(Order::Close(socket))?;
     stage.app.must(Order::Churn(TO_V4, work(10_000)))?;
     let enrolled = stage.sidecar.verdict("enrol", "enrolled", "worth")? - before;
@@ -249,7 +249,7 @@ fn fastpath_of_two_pods_do_not_meet() -> Result<()> {
         }
         stage.await_connections(1)?;
         let there = || other.fast_path().is_ok_and(|status| status["connections"] == 1);
-        ensure!(eventually(PATIENCE, there), "{}", other.verdicts());
+        ensure!(eventually(patient(PATIENCE), there), "{}", other.verdicts());
     }
     ensure!(stage.redirected()? > 0 && other.verdict("sk_msg", "redirect", "fast")? > 0, "{}", other.verdicts());
     Ok(())

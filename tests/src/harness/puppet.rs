@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{PATIENCE, Pod, Process, sidecar::built_beside};
+use super::{PATIENCE, Pod, Process, patient, sidecar::built_beside};
 use crate::agent::{
     puppet::{Answer, Handle, Order, meeting_point},
     sys::send_descriptor,
@@ -51,7 +51,7 @@ impl Puppet {
     /// Gives an order and waits for its answer.
     pub fn order(&mut self, order: Order) -> Result<Answer> {
         self.begin(order)?;
-        self.answer(PATIENCE).with_context(|| format!("{order:?}"))
+        self.answer(patient(PATIENCE)).with_context(|| format!("{order:?}"))
     }
 
     /// Gives an order. Its answer must be asked for before the next one.

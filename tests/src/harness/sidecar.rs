@@ -12,6 +12,7 @@ use super::{
     Metrics, PATIENCE, Pod, Process, Sample, eventually,
     family::{children, wait_for_end},
     lacking::without_helper,
+    patient,
 };
 
 /// The binary under test: `$SIDECAR_BIN`, else the one built beside this test.
@@ -53,7 +54,7 @@ impl Sidecar {
     /// Starts a sidecar in its place in `pod`, with this configuration, and waits until it is ready.
     pub fn start(pod: &Arc<Pod>, config: &str) -> Result<Self> {
         let mut sidecar = Self::spawn(pod, config)?;
-        sidecar.wait_until_ready(PATIENCE)?;
+        sidecar.wait_until_ready(patient(PATIENCE))?;
         Ok(sidecar)
     }
 
@@ -173,7 +174,7 @@ impl Sidecar {
     /// The same once the probe is over.
     pub fn fast_path_probed(&self) -> Result<serde_json::Value> {
         let known = || self.fast_path().is_ok_and(|status| status["why"] != "the kernel is being probed");
-        ensure!(eventually(PATIENCE, known), "the probe goes on{}", self.process.output());
+        ensure!(eventually(patient(PATIENCE), known), "the probe goes on{}", self.process.output());
         self.fast_path()
     }
 

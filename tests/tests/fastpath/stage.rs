@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use sidecar_tests::{
     agent::puppet::{Handle, Order},
     cases::net::{ANY, TO_V4},
-    harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually},
+    harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, patient},
 };
 
 /// Bytes after which a connection is worth it.
@@ -60,7 +60,7 @@ impl Stage {
     /// Waits until so many connections are on the fast path.
     pub(crate) fn await_connections(&self, wanted: u64) -> Result<()> {
         let there = || self.connections().is_ok_and(|connections| connections == wanted);
-        let met = eventually(PATIENCE, there);
+        let met = eventually(patient(PATIENCE), there);
         ensure!(met, "not {wanted}: {}\n{}", self.sidecar.fast_path()?, self.sidecar.verdicts());
         Ok(())
     }
@@ -86,7 +86,11 @@ impl Stage {
     pub(crate) fn nothing_is_enrolled(&self) -> Result<()> {
         for map in ["SENDERS", "RECEIVERS", "CANDIDATES"] {
             let entries = || bpf::map_entries(self.sidecar.process.pid(), map);
-            ensure!(eventually(PATIENCE, || entries().is_ok_and(|entries| entries == 0)), "{} in {map}", entries()?);
+            ensure!(
+                eventually(patient(PATIENCE), || entries().is_ok_and(|entries| entries == 0)),
+                "{} in {map}",
+                entries()?
+            );
         }
         Ok(())
     }

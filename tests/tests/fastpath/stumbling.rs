@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use sidecar_tests::{
     agent::puppet::Order,
-    harness::{PATIENCE, Sidecar, Spawn, eventually},
+    harness::{PATIENCE, Sidecar, Spawn, eventually, patient},
 };
 
 use super::{MIB, stage::Stage};
@@ -45,19 +45,19 @@ fn fastpath_that_has_no_descriptor_for_a_look_is_off_says_so_once_and_comes_back
             status["on"] == false && status["why"].as_str().is_some_and(|why| why.contains("until a look succeeds"))
         })
     };
-    ensure!(eventually(PATIENCE, off), "{}", stage.sidecar.fast_path()?);
+    ensure!(eventually(patient(PATIENCE), off), "{}", stage.sidecar.fast_path()?);
     let quiet = stage.redirected()?;
     stage.app.must(Order::Stream(socket, 4 * MIB, 20_000))?;
     ensure!(stage.redirected()? == quiet, "redirected while looks fail");
     ensure!(
-        eventually(PATIENCE, || failed_looks(&stage.sidecar).is_ok_and(|count| count >= 3.0)),
+        eventually(patient(PATIENCE), || failed_looks(&stage.sidecar).is_ok_and(|count| count >= 3.0)),
         "it no longer looks"
     );
     let refused = stage.command("on").context("switched on while looks fail")?;
     ensure!(refused.contains("\"on\": false"), "{refused}");
     limit_descriptors(&stage.sidecar, 1024)?;
     let on = || stage.sidecar.fast_path().is_ok_and(|status| status["on"] == true);
-    ensure!(eventually(PATIENCE, on), "{}", stage.sidecar.fast_path()?);
+    ensure!(eventually(patient(PATIENCE), on), "{}", stage.sidecar.fast_path()?);
     stage.await_enrolled(socket)?;
     stage.app.must(Order::Stream(socket, 4 * MIB, 20_000))?;
     ensure!(stage.redirected()? > quiet, "{}", stage.sidecar.verdicts());

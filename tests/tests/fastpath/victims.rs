@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::TO_V4,
-    harness::{self, PATIENCE, Process, Sidecar, eventually, wait_for_port, work},
+    harness::{self, PATIENCE, Process, Sidecar, eventually, patient, wait_for_port, work},
 };
 use socket2::Socket;
 
@@ -63,7 +63,7 @@ fn fastpath_passes_every_byte_of_an_haproxy_that_splices() -> Result<()> {
         let Some(mut stage) = Stage::forced()? else { return Ok(()) };
         let _haproxy = haproxy(&stage, option)?;
         let (socket, _) = stage.app.open(THROUGH)?;
-        let enrolled = eventually(PATIENCE, || {
+        let enrolled = eventually(patient(PATIENCE), || {
             stage.app.must(Order::Stream(socket, 2 * MIB, 128 * 1024)).is_ok()
                 && stage.connections().is_ok_and(|n| n == 1)
         });
@@ -98,7 +98,7 @@ fn fastpath_misses_no_edge_of_an_edge_triggered_epoll() -> Result<()> {
     stage.app.must(Order::Stream(socket, 4 * MIB, 128 * 1024))?;
     stage.await_connections(1)?;
     let there = || other.fast_path().is_ok_and(|status| status["connections"] == 1);
-    ensure!(eventually(PATIENCE, there), "{}", other.verdicts());
+    ensure!(eventually(patient(PATIENCE), there), "{}", other.verdicts());
     let before = [stage.redirected()?, other.verdict("sk_msg", "redirect", "fast")?];
     stage.app.begin(Order::Edges(socket, exchanges, 500))?;
     let answer = stage.app.answer(PATIENCE.max(PATIENCE * (exchanges / 20_000)))?;

@@ -7,7 +7,7 @@ use nix::{
 };
 use sidecar_tests::{
     agent::puppet::Order,
-    harness::{PATIENCE, Sidecar, eventually},
+    harness::{PATIENCE, Sidecar, eventually, patient},
 };
 
 use super::{MIB, stage::Stage};
@@ -17,7 +17,7 @@ fn replaced(sidecar: &Sidecar) -> Result<Pid> {
     let dead = sidecar.worker()?;
     kill(dead, Signal::SIGKILL)?;
     let mut next = None;
-    eventually(PATIENCE, || {
+    eventually(patient(PATIENCE), || {
         next = sidecar.worker().ok().filter(|worker| *worker != dead);
         next.is_some() && sidecar.fast_path().is_ok()
     });
@@ -74,6 +74,6 @@ fn fastpath_loses_nothing_when_the_supervisor_alone_dies() -> Result<()> {
     let end = stage.app.order(Order::AwaitEnd(socket))?.outcome;
     ensure!(end == "ok", "{end}");
     let gone = || kill(worker, None).is_err();
-    ensure!(eventually(PATIENCE, gone), "the worker has nothing left to do and lives");
+    ensure!(eventually(patient(PATIENCE), gone), "the worker has nothing left to do and lives");
     Ok(())
 }
