@@ -134,7 +134,11 @@ fn fastpath_of_two_pods_with_equal_connections_do_not_meet() -> Result<()> {
     for round in 0..3 {
         for (pod, stage) in stages.iter_mut().enumerate() {
             // Another length is another pattern.
-            stage.app.begin(Order::Stream(sockets[pod], (8 + 2 * (round + pod as u64)) * MIB, 30_000))?;
+            stage.app.begin(Order::Stream(
+                sockets[pod],
+                (u64::from(work(8)) + 2 * (round + pod as u64)) * MIB,
+                30_000,
+            ))?;
         }
         for stage in &mut stages {
             let answer = stage.app.answer(6 * PATIENCE)?;
