@@ -5,6 +5,8 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
 };
 
 use aya::programs::loaded_programs;
@@ -25,9 +27,31 @@ pub(super) type Code = HashMap<&'static str, OwnedFd>;
 /// A link and the name of its program.
 pub(super) type Named = (&'static str, OwnedFd);
 
-/// Two sidecars in one pod would capture what the other dials, without end. Another one's programs are known by name; those
-/// that a dead predecessor left pinned are about to be replaced, and those in our own store are ours.
-pub(super) fn refuse_second_sidecar(pod: &Pod, store: Option<&Store>) -> Result<(), Error> {
+/// Two sidecars in one pod would capture what the other dials, without end. What was pinned for pods that are gone is removed first: it
+/// is nobody's, and may run in this network namespace.
+///
+/// The kernel takes the programs of a removed cgroup, of a killed process and of a removed pin away some time after
+/// (`cgroup_bpf_offline` and `bpf_link_put` leave it to work queues): what is there only for that long is no other sidecar.
+///
+/// # Errors
+/// Another sidecar serves the pod, and goes on.
+pub(super) fn require_alone(pod: &Pod, store: Option<&Store>) -> Result<(), Error> {
+    /// A hundred times what an idle machine takes.
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_millis(20);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        Pins::sweep();
+        match refuse_second_sidecar(pod, store) {
+            Err(Error::Taken { .. }) if Instant::now() < end => thread::sleep(PAUSE),
+            answer => return answer,
+        }
+    }
+}
+
+/// Another one's programs are known by name; those that a dead predecessor left pinned are about to be replaced, and those in our own
+/// store are ours.
+fn refuse_second_sidecar(pod: &Pod, store: Option<&Store>) -> Result<(), Error> {
     let ((lookup, lookup_type), (connect, connect_type)) = (LOOKUP_PROGRAM, POD_PROGRAMS[5]);
     let running = query::program_ids(pod.netns(), lookup_type, 0).unwrap_or_default();
     let effective = File::open(pod.cgroup_path())

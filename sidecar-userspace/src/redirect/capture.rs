@@ -13,7 +13,7 @@ use sidecar_common::rules::{CaptureRules, listener_slot};
 
 use super::{
     addresses::AddressWatch,
-    attach::{Attaching, Code, Named, refuse_second_sidecar},
+    attach::{Attaching, Code, Named, require_alone},
     bpf,
     bpf_log::BpfLog,
     error::Error,
@@ -136,9 +136,7 @@ impl Prepared {
     /// # Errors
     /// The kernel's answer for the program that it refused. What an earlier process pinned stays in force.
     pub fn attach(mut self, pod: Pod, outbound: &impl AsRawFd, inbound: &impl AsRawFd) -> Result<Attached, Error> {
-        // What was pinned for a pod of this network namespace that is gone is nobody's.
-        Pins::sweep();
-        refuse_second_sidecar(&pod, self.store.as_ref())?;
+        require_alone(&pod, self.store.as_ref())?;
         let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
         let attaching =
             Attaching { code: &self.code, store: self.store.as_ref(), pod: &pod, refused: self.refused.as_deref() };

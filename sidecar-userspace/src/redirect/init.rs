@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     addresses::AddressWatch,
-    attach::{Attaching, refuse_second_sidecar},
+    attach::{Attaching, require_alone},
     capabilities::missing_capabilities,
     error::Error,
     listeners::{ListenerMaps, ListenerWatch},
@@ -72,8 +72,7 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     let Some(store) = programs.store.take() else { return Err(Error::NoBpffs) };
     done(Step::Load)?;
 
-    Pins::sweep();
-    refuse_second_sidecar(pod, Some(&store))?;
+    require_alone(pod, Some(&store))?;
     AddressWatch::start(programs.maps.take("OWN_ADDRESSES"), programs.maps.take("SOURCES"))?;
     rules::write(&mut programs.maps, pod.netns_cookie(), NO_CGROUP, config)?;
     done(Step::Rules)?;
@@ -97,7 +96,7 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
 }
 
 /// Takes the ports of the sidecar that is to come: that of one which runs is taken, also where its programs are not to be known by
-/// name ([`refuse_second_sidecar`]). What else is amiss with a port the sidecar will say.
+/// name ([`require_alone`]). What else is amiss with a port the sidecar will say.
 fn take_ports(config: &Config) -> Result<Vec<TcpListener>, Error> {
     let ports = [
         ("capture.outbound.port", config.capture.outbound.port),
