@@ -105,9 +105,14 @@ impl ListenerWatch {
         (self.rest <= Instant::now()).then(|| unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) })
     }
 
-    /// When it compares, or listens again.
+    /// When it compares.
     pub fn due(&self) -> Instant {
-        if self.rest > Instant::now() { self.rest } else { self.next }
+        self.next
+    }
+
+    /// When it listens again, if it does not.
+    pub fn rests_until(&self) -> Option<Instant> {
+        (self.rest > Instant::now()).then_some(self.rest)
     }
 
     /// Compares from time to time, and at once when a socket begins to listen at `::`: `spoke` says that the descriptor was

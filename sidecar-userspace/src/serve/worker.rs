@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     addr::ClientAddr,
-    lifecycle::beats::Heartbeat,
+    lifecycle::{beats::Heartbeat, together::together},
     net::{Queue, Stream},
     telemetry::{Direction, shortage},
 };
@@ -190,10 +190,13 @@ impl Worker {
 }
 
 /// A timer of the kernel (timerfd_create(2)): it wakes the thread once for each beat, where the runtime's own, whose wheel
-/// has slots of 64 ms for what is further away, wakes it twice.
+/// has slots of 64 ms for what is further away, wakes it twice. All sidecars of a node beat at the same instants.
 fn beats(every: Duration) -> io::Result<AsyncFd<OwnedFd>> {
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
-    timer.set(Expiration::Interval(TimeSpec::from_duration(every)), TimerSetTimeFlags::empty())?;
+    let now = Instant::now();
+    let first = together(now + every).saturating_duration_since(now);
+    let [first, every] = [first, every].map(TimeSpec::from_duration);
+    timer.set(Expiration::IntervalDelayed(first, every), TimerSetTimeFlags::empty())?;
     // SAFETY: the descriptor is owned by what is returned, and stays the same one as long as that lives.
     unsafe { AsyncFd::register_with_interest(timer.into(), Interest::READABLE) }.map_err(io::Error::from)
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::lifecycle::together::together;
+
 /// Asks the worker's main thread for a sign of life.
 #[derive(Debug)]
 pub(super) struct Pings {
@@ -79,7 +81,7 @@ impl Pings {
     /// and nothing has beaten since, its silence began then.
     pub(super) fn turn(&mut self, now: Instant, shown: Shown, look: impl FnOnce() -> Seen) -> Option<Silence> {
         let late = now > self.at + self.every;
-        self.at = now + self.every;
+        self.at = together(now + self.every);
         if late {
             self.heard = self.sent;
         }
