@@ -4,6 +4,8 @@
 mod stage;
 #[path = "fastpath/stumbling.rs"]
 mod stumbling;
+#[path = "fastpath/variants.rs"]
+mod variants;
 #[path = "fastpath/victims.rs"]
 mod victims;
 #[path = "fastpath/worker.rs"]

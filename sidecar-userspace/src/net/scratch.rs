@@ -11,7 +11,7 @@ use std::{
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::options::{at_urgent_mark, set};
 
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// The port at which scratch connections end.
 pub struct Rendezvous(TcpListener);
 
-/// One end of a scratch connection, non-blocking unless said otherwise.
+/// One end of a scratch connection, non-blocking unless said otherwise: then it waits no longer than anything else does.
 pub struct Scratch(Socket);
 
 impl Rendezvous {
@@ -30,7 +30,10 @@ impl Rendezvous {
     /// # Errors
     /// The kernel's answer.
     pub fn open() -> io::Result<Self> {
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Self)
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        // An `accept` that waits for ever would be a probe without end.
+        SockRef::from(&listener).set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(listener))
     }
 
     /// Its port.
@@ -48,7 +51,7 @@ impl Rendezvous {
     pub fn connect(&self, blocking: bool) -> io::Result<(Scratch, Scratch)> {
         let to: SocketAddr = self.0.local_addr()?;
         let near = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        near.connect(&to.into())?;
+        near.connect_timeout(&to.into(), PATIENCE)?;
         let own = near.local_addr()?.as_socket();
         loop {
             let (far, peer) = self.0.accept()?;
@@ -58,6 +61,8 @@ impl Rendezvous {
                 for end in [&near, &far] {
                     end.set_tcp_nodelay(true)?;
                 }
+                near.set_read_timeout(Some(PATIENCE))?;
+                near.set_write_timeout(Some(PATIENCE))?;
                 near.set_nonblocking(!blocking)?;
                 far.set_nonblocking(true)?;
                 return Ok((Scratch(near), Scratch(far)));

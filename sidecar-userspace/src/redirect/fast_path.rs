@@ -9,6 +9,7 @@ mod kernel_types;
 mod memory;
 mod probe;
 mod traps;
+mod variants;
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -20,19 +21,18 @@ use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
 use sidecar_common::fastpath::WORTH_BYTES;
 
-use super::programs::Programs;
 use crate::{
     config::Acceleration,
     lifecycle::{
         board::{Board, Figure},
         fast_path::{Phase, Report},
     },
-    net,
 };
-use engine::Engine;
+use engine::{Engine, Variant};
 
 pub use engine::Error;
 pub(super) use engine::Maps;
+pub use variants::{Findings, Tried};
 
 /// Time between two passes: what a connection waits that has become worth it, and what one keeps that has gone over to blocking mode.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -250,28 +250,13 @@ fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Re
     let report = match known {
         Some(report) => report,
         None => {
-            let report = probe::probe(&mut engine)?;
+            let report = probe::probe(&mut engine, Variant::default())?;
             memory::remember(&report);
             report
         }
     };
     engine.look_for(None, WORTH_BYTES)?;
     Ok((engine, report))
-}
-
-impl Programs {
-    /// Probes the kernel as the fast path would at its start, with sockets of its own.
-    ///
-    /// # Errors
-    /// Why there is no fast path.
-    pub fn try_fast_path(mut self) -> Result<Report, Error> {
-        let maps = Maps::take(&mut self.maps)?;
-        let netns =
-            net::netns_cookie().map_err(|source| Error::Probe { what: "ask for the network namespace", source })?;
-        let ebpf = self.ebpf.take().ok_or(Error::Programs)?;
-        let parts = Parts { ebpf, maps, netns };
-        prepare(parts, Acceleration::Force).map(|(_, report)| report)
-    }
 }
 
 #[cfg(test)]

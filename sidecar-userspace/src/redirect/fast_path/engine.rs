@@ -1,10 +1,12 @@
 //! The programs of the fast path, loaded, and the passes that bring connections onto it.
 
+mod variant;
+
 use std::io::{self, Read as _};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, SockHash},
+    maps::{Array, HashMap, Map, MapData, MapError, SockHash, sock::SockMapFd},
     programs::{Iter, Program, ProgramError, SkMsg},
 };
 use sidecar_common::{
@@ -18,6 +20,8 @@ use crate::redirect::{
     error::{Error as RedirectError, refusal},
     maps::Maps as AllMaps,
 };
+
+pub(super) use variant::Variant;
 
 /// The program that judges messages.
 const MESSAGE_PROGRAM: &str = "on_message";
@@ -80,6 +84,16 @@ impl Maps {
             receivers: open(all, "RECEIVERS")?,
         })
     }
+
+    /// Where programs for applications' ends are attached.
+    fn senders(&self) -> Result<SockMapFd, RedirectError> {
+        self.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))
+    }
+
+    /// Where programs for the proxy's ends are attached.
+    fn receivers(&self) -> Result<SockMapFd, RedirectError> {
+        self.receivers.fd().try_clone().map_err(MapError::IoError).map_err(map_error("RECEIVERS", "opened"))
+    }
 }
 
 /// The loaded fast path.
@@ -95,12 +109,10 @@ impl Engine {
     pub(super) fn load(mut ebpf: Ebpf, mut maps: Maps, netns: u64) -> Result<Self, Error> {
         let KernelTypes { fields, iterator } = kernel_types::read()?;
         maps.fields.set(0, fields, 0).map_err(map_error("KERNEL_FIELDS", "written"))?;
-        let refused = |program| move |error| Error::Program { program, words: refusal(&error) };
         iterator_of(&mut ebpf).and_then(|program| program.load("tcp", &iterator)).map_err(refused(SOCKET_PROGRAM))?;
-        let senders =
-            maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
+        let senders = maps.senders()?;
         // Attached before the first insertion: a socket takes its program from the map when it comes in.
-        message_program(&mut ebpf)
+        message_program(&mut ebpf, MESSAGE_PROGRAM)
             .and_then(|program| {
                 program.load()?;
                 program.attach(&senders)
@@ -156,9 +168,7 @@ impl Engine {
             let link = program.attach()?;
             program.take_link(link)
         };
-        let iterator = iterator_of(&mut self.ebpf)
-            .and_then(attach)
-            .map_err(|error| Error::Program { program: SOCKET_PROGRAM, words: refusal(&error) })?;
+        let iterator = iterator_of(&mut self.ebpf).and_then(attach).map_err(refused(SOCKET_PROGRAM))?;
         let mut file = iterator.into_file().map_err(|error| Error::Pass(io::Error::other(error)))?;
         // The program writes nothing: the end comes when every socket was seen, or `EAGAIN` in the middle of many.
         let mut nothing = [0; 64];
@@ -181,6 +191,10 @@ fn iterator_of(ebpf: &mut Ebpf) -> Result<&mut Iter, ProgramError> {
     program(ebpf, SOCKET_PROGRAM).try_into()
 }
 
-fn message_program(ebpf: &mut Ebpf) -> Result<&mut SkMsg, ProgramError> {
-    program(ebpf, MESSAGE_PROGRAM).try_into()
+fn message_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SkMsg, ProgramError> {
+    program(ebpf, name).try_into()
+}
+
+fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> Error {
+    move |error| Error::Program { program, words: refusal(&error) }
 }
