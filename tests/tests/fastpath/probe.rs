@@ -1,7 +1,36 @@
-//! What the fast path could be as well is tried by `sidecar check` on each kernel, and is not used.
+//! What the probe finds on each kernel, and what becomes of it: of the fast path as it is, and of what it could be as well.
 
 use anyhow::{Context, Result, ensure};
 use sidecar_tests::harness::{self, PATIENCE, Sidecar, World};
+
+#[test]
+fn fastpath_is_what_check_says() -> Result<()> {
+    let world = World::new()?;
+    for (setting, told) in [("off", &["off; "][..]), ("force", &["forced: ", "not used: "]), ("auto", &["used: "])] {
+        let mut command = Sidecar::program()?;
+        command.args(["check", "--set", &format!("acceleration={setting}")]);
+        let said = world.client.spawn_beside_sidecar(command)?.finish(PATIENCE)?;
+        let line = said.lines().find(|line| line.contains("fast path")).context("no line about it")?;
+        ensure!(told.iter().any(|words| line.contains(words)), "{setting}: {line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn fastpath_auto_is_on_exactly_where_no_trap_is_sprung() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, "acceleration: auto\n")?;
+    let status = sidecar.fast_path_probed()?;
+    // For the table in the README: `cargo xtask vm -- --nocapture fastpath_auto`.
+    println!("acceleration: auto makes of this kernel: {status}");
+    let clean = status["redirects"] == true && status["sprung"].as_array().is_some_and(Vec::is_empty);
+    ensure!(status["on"] == clean, "{status}");
+    let metrics = sidecar.metrics()?;
+    ensure!(metrics.sum("sidecar_fast_path_on", &[]) == f64::from(u8::from(clean)), "{status}");
+    let sprung = status["sprung"].as_array().map_or(0, Vec::len) as f64;
+    ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == sprung, "{status}");
+    Ok(())
+}
 
 /// The traps that a line of `sidecar check` names.
 fn sprung(line: &str) -> Vec<&str> {
