@@ -1,11 +1,13 @@
 //! What else the fast path could be: probed by `sidecar check`, so that what speaks against it is seen on each kernel. None of it
 //! carries traffic.
 
-use super::{Error, Maps, Parts, Variant, prepare, probe};
+use nix::poll::PollFlags;
+
+use super::{Engine, Error, Maps, Parts, Variant, prepare, probe};
 use crate::{
     config::Acceleration,
     lifecycle::fast_path::{Report, TRAPS},
-    net,
+    net::{self, scratch::Rendezvous},
     redirect::programs::Programs,
 };
 
@@ -27,8 +29,12 @@ pub struct Findings {
 /// A variant that was tried.
 pub struct Tried {
     name: &'static str,
-    outcome: Result<Report, Error>,
+    /// What the traps show, and the bytes that are lost of [`UNREAD`] when the application's end leaves the fast path.
+    outcome: Result<(Report, usize), Error>,
 }
+
+/// Bytes that an application has not read.
+const UNREAD: usize = 1000;
 
 impl Tried {
     /// What was found, for people.
@@ -37,17 +43,17 @@ impl Tried {
         let all = TRAPS.len();
         match outcome {
             Err(error) => format!("{name}: never used; not tried here: {error}"),
-            Ok(Report { redirects: false, .. }) => format!("{name}: never used; this kernel does not redirect so"),
-            Ok(Report { sprung, took, .. }) if sprung.is_empty() => format!(
-                "{name}: a difference in none of {all} traps; not implemented for traffic ({} ms)",
-                took.as_millis()
-            ),
-            Ok(Report { sprung, took, .. }) => format!(
-                "{name}: a difference in {} of {all} traps: {}; never used ({} ms)",
-                sprung.len(),
-                sprung.join(", "),
-                took.as_millis()
-            ),
+            Ok((Report { redirects: false, .. }, _)) => format!("{name}: never used; this kernel does not redirect so"),
+            Ok((Report { sprung, took, .. }, lost)) => {
+                let (count, names) = match sprung.as_slice() {
+                    [] => ("none".to_owned(), String::new()),
+                    sprung => (sprung.len().to_string(), format!(": {}", sprung.join(", "))),
+                };
+                let lost = if *lost == 0 { "" } else { "; what is unread is lost when it is switched off" };
+                let used =
+                    if sprung.is_empty() && lost.is_empty() { "not implemented for traffic" } else { "never used" };
+                format!("{name}: a difference in {count} of {all} traps{names}{lost}; {used} ({} ms)", took.as_millis())
+            }
         }
     }
 }
@@ -64,11 +70,35 @@ impl Programs {
         let ebpf = self.ebpf.take().ok_or(Error::Programs)?;
         let (mut engine, report) = prepare(Parts { ebpf, maps, netns }, Acceleration::Force)?;
         let variants = VARIANTS.into_iter().map(|(name, variant)| {
-            let outcome = engine.as_variant(variant, |engine| probe::probe(engine, variant));
+            let outcome = engine.as_variant(variant, |engine| {
+                let report = probe::probe(engine, variant)?;
+                Ok((report, lost_when_let_go(engine)?))
+            });
             Tried { name, outcome }
         });
         Ok(Findings { report, variants: variants.collect() })
     }
+}
+
+/// Switches the fast path off while an application has not read what was sent to it, and has its end leave the map.
+fn lost_when_let_go(engine: &mut Engine) -> Result<usize, Error> {
+    let failed = |source| Error::Probe { what: "let go over loopback", source };
+    let meeting = Rendezvous::open().map_err(failed)?;
+    let port = meeting.port().map_err(failed)?;
+    let (app, proxy) = meeting.connect(false).map_err(failed)?;
+    let pass = |engine: &mut Engine, on| {
+        engine.turn(on)?;
+        engine.look_for(Some(port), 0)?;
+        let passed = engine.pass();
+        engine.look_for(None, u64::MAX)?;
+        passed
+    };
+    pass(engine, true)?;
+    let sent = proxy.write(&[1; UNREAD]).map_err(failed)?;
+    app.await_event(PollFlags::POLLIN).map_err(failed)?;
+    pass(engine, false)?;
+    // It was there already: whatever the answer is, nothing more comes.
+    Ok(sent - app.receive(UNREAD, 0).map_or(0, |received| received.len()))
 }
 
 #[cfg(test)]
@@ -79,14 +109,18 @@ mod tests {
 
     #[test]
     fn a_variant_is_told_by_what_it_shows_and_never_as_one_that_carries_traffic() {
-        let report = |redirects, sprung: &[&str]| {
+        let report = |redirects, sprung: &[&str], lost| {
             let sprung = sprung.iter().map(|name| (*name).to_owned()).collect();
-            Ok(Report { redirects, sprung, took: Duration::from_millis(7) })
+            Ok((Report { redirects, sprung, took: Duration::from_millis(7) }, lost))
         };
         for (outcome, words) in [
-            (report(true, &["splice", "peek"]), "a difference in 2 of 19 traps: splice, peek; never used (7 ms)"),
-            (report(true, &[]), "a difference in none of 19 traps; not implemented for traffic (7 ms)"),
-            (report(false, &[]), "never used; this kernel does not redirect so"),
+            (report(true, &["splice", "peek"], 0), "a difference in 2 of 19 traps: splice, peek; never used (7 ms)"),
+            (
+                report(true, &[], 9),
+                "in none of 19 traps; what is unread is lost when it is switched off; never used (7 ms)",
+            ),
+            (report(true, &[], 0), "a difference in none of 19 traps; not implemented for traffic (7 ms)"),
+            (report(false, &[], 0), "never used; this kernel does not redirect so"),
             (Err(Error::Programs), "never used; not tried here: its programs were not loaded"),
         ] {
             let tried = Tried { name: "both directions", outcome };
