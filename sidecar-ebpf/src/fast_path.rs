@@ -1,13 +1,10 @@
 //! Every message of an enrolled application: past TCP into the proxy's queue, or by TCP.
 //!
-//! And what the probe alone attaches, to show what the other variants of the fast path would change.
+//! And every message of the proxy, for the probe alone: what an application would notice of both directions.
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    macros::{sk_msg, stream_verdict},
-    programs::{SkBuffContext, SkMsgContext},
-};
+use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
     counter::Counter,
     fastpath::{Leg, Message as Facts, Refusal, decide},
@@ -32,12 +29,6 @@ pub fn on_message(ctx: SkMsgContext) -> u32 {
 #[sk_msg]
 pub fn on_answer(ctx: SkMsgContext) -> u32 {
     carry(&ctx, (&raw const SENDERS).cast())
-}
-
-/// Passes what an application receives by TCP on to the application, so that it comes through the sockmap's queue. As above.
-#[stream_verdict]
-pub fn on_stream(_ctx: SkBuffContext) -> u32 {
-    PASS
 }
 
 /// `receivers`: the `SOCKHASH` of the other ends.

@@ -124,7 +124,7 @@ fn fast_path(lines: &mut Report, programs: Programs, acceleration: Acceleration)
             "off; `acceleration: auto` uses it where the kernel changes nothing that an application could notice";
         return lines.inform(NAME, text.to_owned());
     }
-    let Findings { report, variants } = match programs.try_fast_path() {
+    let Findings { report, both } = match programs.try_fast_path() {
         Ok(findings) => findings,
         Err(error) => return lines.inform(NAME, format!("not used: {error}")),
     };
@@ -134,9 +134,7 @@ fn fast_path(lines: &mut Report, programs: Programs, acceleration: Acceleration)
         _ => "not used",
     };
     lines.inform(NAME, format!("{used}: {} ({} ms)", report.verdict(), report.took.as_millis()));
-    for variant in variants {
-        lines.inform("fast path variant", variant.verdict());
-    }
+    lines.inform("both directions", both.verdict());
 }
 
 fn kernel_release() -> String {

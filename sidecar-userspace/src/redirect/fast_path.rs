@@ -4,12 +4,12 @@
 //! nothing, and outlives workers, whose sockets the kernel removes from its maps as they close.
 //! Everything about it may fail; then every byte goes by TCP.
 
+mod both;
 mod engine;
 mod kernel_types;
 mod memory;
 mod probe;
 mod traps;
-mod variants;
 
 use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -28,11 +28,12 @@ use crate::{
         fast_path::{Phase, Report},
     },
 };
-use engine::{Engine, Variant};
+use engine::Engine;
+use probe::Directions;
 
+pub use both::{BothDirections, Findings};
 pub use engine::Error;
 pub(super) use engine::Maps;
-pub use variants::{Findings, Tried};
 
 /// Time between two passes: what a connection waits that has become worth it, and what one keeps that has gone over to blocking mode.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -250,7 +251,7 @@ fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Re
     let report = match known {
         Some(report) => report,
         None => {
-            let report = probe::probe(&mut engine, Variant::default())?;
+            let report = probe::probe(&mut engine, Directions::One)?;
             memory::remember(&report);
             report
         }

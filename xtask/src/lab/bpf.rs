@@ -9,6 +9,7 @@ use std::{
 // Commands, types and helpers of linux/bpf.h.
 const BPF_MAP_CREATE: i32 = 0;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
+const BPF_MAP_DELETE_ELEM: i32 = 3;
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_ATTACH: i32 = 8;
 const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
@@ -22,6 +23,8 @@ const SK_REDIRECT_HASH: i32 = 72;
 const INGRESS: i32 = 1;
 /// Out of the socket.
 const OUT: i32 = 0;
+/// r0 = `SK_PASS`
+const PASS: [u8; 8] = instruction(0xb7, 0x00, 0, 1);
 const EXIT: [u8; 8] = instruction(0x95, 0, 0, 0);
 
 /// The beginning of `union bpf_attr`: more than any of these commands reads.
@@ -74,6 +77,17 @@ impl SockHash {
         attr.call(BPF_MAP_UPDATE_ELEM).map(drop).context("BPF_MAP_UPDATE_ELEM of a SOCKHASH")
     }
 
+    pub(super) fn remove(&self, key: u32) -> Result<()> {
+        let mut attr = Attr::of(&[raw(&self.0)]);
+        attr.pointer(2, &key);
+        attr.call(BPF_MAP_DELETE_ELEM).map(drop).context("BPF_MAP_DELETE_ELEM of a SOCKHASH")
+    }
+
+    /// What a socket of this map receives comes to it through the map's queue.
+    pub(super) fn pass_all(&self) -> Result<()> {
+        self.attach(BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, &[PASS, EXIT])
+    }
+
     fn attach(&self, kind: u32, at: u32, instructions: &[[u8; 8]]) -> Result<()> {
         let mut attr = Attr::of(&[kind, instructions.len() as u32]);
         let license = c"GPL";
@@ -91,9 +105,7 @@ impl SockHash {
         // r2 = ctx->local_port
         let key = [instruction(0x61, 0x12, LOCAL_PORT, 0)];
         let redirect = receivers.redirect(MSG_REDIRECT_HASH, INGRESS);
-        // r0 = SK_PASS
-        let pass = [instruction(0xb7, 0x00, 0, 1)];
-        self.attach(BPF_PROG_TYPE_SK_MSG, BPF_SK_MSG_VERDICT, &[&key[..], &redirect, &pass, &[EXIT]].concat())
+        self.attach(BPF_PROG_TYPE_SK_MSG, BPF_SK_MSG_VERDICT, &[&key[..], &redirect, &[PASS, EXIT]].concat())
     }
 
     /// What a socket of this map receives is sent by the one that has as key its own port, or, if that is `listener`,

@@ -1,7 +1,5 @@
 //! The programs of the fast path, loaded, and the passes that bring connections onto it.
 
-mod variant;
-
 use std::io::{self, Read as _};
 
 use aya::{
@@ -21,10 +19,10 @@ use crate::redirect::{
     maps::Maps as AllMaps,
 };
 
-pub(super) use variant::Variant;
-
 /// The program that judges messages.
 const MESSAGE_PROGRAM: &str = "on_message";
+/// The program that judges what the proxy sends.
+const ANSWER_PROGRAM: &str = "on_answer";
 /// The program that passes over sockets.
 const SOCKET_PROGRAM: &str = "on_socket";
 
@@ -149,6 +147,23 @@ impl Engine {
             let _ = self.maps.candidates.remove(key);
         }
         enrolled.map(|()| found.len())
+    }
+
+    /// Does `probe` while what the proxy sends is judged as well, on connections that are enrolled meanwhile: a socket takes its
+    /// program from the map when it comes in. The program is loaded for that time only.
+    pub(super) fn with_answers<T>(&mut self, probe: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        let receivers = self.maps.receivers()?;
+        let answers = message_program(&mut self.ebpf, ANSWER_PROGRAM);
+        let attached = answers.and_then(|program| {
+            program.load()?;
+            program.attach(&receivers)
+        });
+        let outcome = attached.map_err(refused(ANSWER_PROGRAM)).and_then(|_| probe(self));
+        let gone = match message_program(&mut self.ebpf, ANSWER_PROGRAM).and_then(SkMsg::unload) {
+            Err(ProgramError::NotLoaded) => Ok(()),
+            unloaded => unloaded.map_err(refused(ANSWER_PROGRAM)),
+        };
+        outcome.and_then(|outcome| gone.map(|()| outcome))
     }
 
     /// Enrolled ends now: the applications' and the proxy's.

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value as Json, json};
 
 use super::{
-    engine::{Engine, Error, Variant},
+    engine::{Engine, Error},
     traps::{Ends, TRAPS, Trap},
 };
 use crate::{
@@ -33,8 +33,17 @@ impl Report {
     }
 }
 
-/// Plays every trap on the fast path as this variant, which is attached. Leaves the engine switched off.
-pub(super) fn probe(engine: &mut Engine, variant: Variant) -> Result<Report, Error> {
+/// What goes past TCP.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Directions {
+    /// What the application sends: the fast path.
+    One,
+    /// What the proxy sends as well.
+    Both,
+}
+
+/// Plays every trap with these directions. Leaves the engine switched off.
+pub(super) fn probe(engine: &mut Engine, directions: Directions) -> Result<Report, Error> {
     let started = Instant::now();
     let failed = |what| move |source| Error::Probe { what, source };
     let meeting = Rendezvous::open().map_err(failed("listen on loopback"))?;
@@ -54,7 +63,8 @@ pub(super) fn probe(engine: &mut Engine, variant: Variant) -> Result<Report, Err
     passed?;
     let Ends { app, proxy } = &witness;
     let there = witness_redirection(app, proxy).map_err(failed("write over loopback"))?;
-    let back = !variant.answers || witness_redirection(proxy, app).map_err(failed("write over loopback"))?;
+    let back =
+        directions == Directions::One || witness_redirection(proxy, app).map_err(failed("write over loopback"))?;
     let mut sprung = Vec::new();
     for (trap, ends) in TRAPS.iter().zip(ends) {
         let expected = connect(trap.blocking).and_then(trap.play).map_err(failed("play a trap by TCP"))?;
