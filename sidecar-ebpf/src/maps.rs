@@ -23,10 +23,10 @@ const MMAPABLE: u32 = 1 << 10;
 #[map]
 pub static RULES: Array<CaptureRules> = Array::with_max_entries(1, 0);
 
-/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; and its open connections, read by
-/// user space alone. Written by the proxy through a memory mapping, without a system call.
+/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; its open connections and whether its
+/// main thread waits for events, read by user space alone. Written by the proxy through a memory mapping, without a system call.
 #[map]
-pub static HEARTBEAT: Array<u64> = Array::with_max_entries(2, MMAPABLE);
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(3, MMAPABLE);
 
 /// What a port means: bits of `port_role`. Written by user space; read with every verdict. *Configured.*
 #[map]
