@@ -123,11 +123,11 @@ pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 #[map]
 pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
-/// What is known of an enrolled end; dies with its socket. Written by `on_socket`, read by `on_message`.
+/// What is known of an enrolled end; dies with its socket. Written by `on_socket`, read by `on_message`, and by `on_answer` in the probe.
 #[btf_map]
 pub static LEGS: SkStorage<Leg> = SkStorage::new();
 
-/// The connections that the pass under way is about to enrol, as the application's end sees them. Written by `on_socket`,
+/// The connections that the pass under way is about to enrol, as the application's end sees them, in the probe as both ends do. Written by `on_socket`,
 /// emptied by user space after each pass. *Configured.*
 #[map]
 pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);
