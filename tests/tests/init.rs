@@ -1,12 +1,13 @@
 //! `sidecar init` and the sidecars after it, which need no privilege: what it attached stays, a crash at any step is repaired, and
 //! nothing leaves before it may.
 
+#[path = "init/layout.rs"]
+mod layout;
 #[path = "init/refused.rs"]
 mod refused;
 
 use std::{
     fs,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
     sync::Arc,
@@ -163,35 +164,6 @@ fn repaired(step: &str, by_init: bool, usual: u32) -> Result<()> {
     // Two programs on one hook would count twice, or hand over what is handed over already.
     let programs = bpf::attached_programs(&world.client)?;
     ensure!(programs == usual, "{programs} programs, {usual} without a crash");
-    Ok(())
-}
-
-#[test]
-fn maps_of_another_layout_are_refused_and_replaced_by_init() -> Result<()> {
-    let world = World::new()?;
-    let _server = Puppet::serving(&world.server, ANY)?;
-    let mut app = Puppet::start(&world.client)?;
-    init(&world.client, OPEN)?;
-    let [store] = <[PathBuf; 1]>::try_from(stores(&world.client)?).map_err(|all| anyhow::anyhow!("{all:?}"))?;
-    let marker = store.join("layout");
-    world.client.mounts().run(|| -> Result<()> {
-        let text = fs::read_link(&marker)?.display().to_string();
-        let (before, after) = text.split_once("layout=").context("a marker without a layout")?;
-        let after = after.split_once(' ').context("a marker that ends early")?.1;
-        fs::remove_file(&marker)?;
-        Ok(symlink(format!("{before}layout=999 {after}"), &marker)?)
-    })??;
-    let mut sidecar = powerless(&world.client, OPEN)?;
-    let status = sidecar.process.wait(PATIENCE)?;
-    let message = sidecar.process.err.text();
-    for part in ["layout 999", "sidecar init", store.to_str().context("path")?] {
-        ensure!(status.code() == Some(1) && message.contains(part), "{status}: {message}");
-    }
-    app.visit(TO_V4)?;
-    init(&world.client, OPEN)?;
-    let sidecar = started(powerless(&world.client, OPEN)?)?;
-    app.visit(TO_V4)?;
-    ensure!(sidecar.verdict("connect", "capture", "captured")? == 1, "{}", sidecar.verdicts());
     Ok(())
 }
 

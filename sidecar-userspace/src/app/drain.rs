@@ -155,6 +155,8 @@ impl Drain {
             "the supervisor is gone; what is open may end, nothing new is taken"
         );
         self.serving.unready("the supervisor is gone");
+        // A successor may have taken over what `sidecar init` pinned, the heartbeat among it.
+        self.heartbeat.hand_over();
         self.queues.iter().for_each(net::stop_listening);
         self.no_more_tunnels();
         self.end_open(Instant::now(), Instant::now() + self.deadline, false).await;

@@ -9,6 +9,7 @@
 use std::{
     io,
     os::fd::AsFd,
+    process,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -21,7 +22,7 @@ use tokio::sync::Notify;
 
 use super::words::Words;
 
-/// Entries of the array: the oldest beat, the connections that are open, and whether the main thread waits for events.
+/// Entries of the array: the oldest beat, the connections that are open, and the process whose main thread waits for events.
 const WORDS: usize = 3;
 
 /// In the place of a thread's beat: it waits for events, and counts as alive until it is asked.
@@ -99,7 +100,8 @@ impl Heartbeat {
     /// Whether the main thread waits for events, which carries no connections.
     pub fn main_waits(&self, waits: bool) {
         if !self.0.handed_over.load(Ordering::Relaxed) {
-            self.0.array.get(2).store(waits.into(), Ordering::Relaxed);
+            let waiting = if waits { process::id() } else { 0 };
+            self.0.array.get(2).store(waiting.into(), Ordering::Relaxed);
         }
     }
 
@@ -152,9 +154,9 @@ impl Pulse {
         Duration::from_nanos(monotonic_now().saturating_sub(self.0.get(0).load(Ordering::Relaxed)))
     }
 
-    /// Whether the worker's main thread waits for events.
-    pub fn main_waits(&self) -> bool {
-        self.0.get(2).load(Ordering::Relaxed) != 0
+    /// Whether the main thread of this worker waits for events: others may beat at the same time, for a moment.
+    pub fn main_waits(&self, worker: u32) -> bool {
+        self.0.get(2).load(Ordering::Relaxed) == u64::from(worker)
     }
 
     /// Whoever beat is dead, and cannot have beaten in the future: what it wrote must not keep it alive for the kernel.
@@ -190,113 +192,4 @@ pub fn monotonic_now() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs::File;
-
-    use nix::sys::memfd::{MFdFlags, memfd_create};
-
-    use super::*;
-
-    #[test]
-    fn the_oldest_beat_is_what_the_supervisor_feels() {
-        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
-        array.set_len(4096).unwrap();
-        let pulse = Pulse::map(&array).unwrap();
-        assert!(pulse.age() < Duration::from_secs(5));
-        let heartbeat = Heartbeat::map(&array, 2).unwrap();
-        let first = pulse.0.get(0).load(Ordering::Relaxed);
-        heartbeat.beat(1);
-        assert_eq!(pulse.0.get(0).load(Ordering::Relaxed), first, "the other thread has not beaten");
-        heartbeat.beat(0);
-        assert!(pulse.0.get(0).load(Ordering::Relaxed) > first);
-    }
-
-    #[test]
-    fn a_thread_that_waits_for_events_is_as_alive_as_the_first_and_one_that_was_woken_must_beat_again() {
-        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
-        array.set_len(4096).unwrap();
-        let pulse = Pulse::map(&array).unwrap();
-        let heartbeat = Heartbeat::map(&array, 2).unwrap();
-        let seen = || pulse.0.get(0).load(Ordering::Relaxed);
-        heartbeat.waits(1);
-        let mut before = seen();
-        for _ in 0..2 {
-            heartbeat.beat(0);
-            assert!(seen() > before, "nobody else is at work");
-            before = seen();
-        }
-        heartbeat.woke(1);
-        heartbeat.beat(0);
-        assert_eq!(seen(), before, "it is at work since the beat before, and has not beaten");
-        heartbeat.beat(1);
-        assert!(seen() > before);
-    }
-
-    #[tokio::test]
-    async fn threads_at_work_are_asked_each_time_and_those_that_sleep_where_everybody_is() {
-        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
-        array.set_len(4096).unwrap();
-        let heartbeat = Heartbeat::map(&array, 3).unwrap();
-        heartbeat.waits(2);
-        heartbeat.lead(false);
-        heartbeat.asked(1).await;
-        tokio::select! {
-            biased;
-            () = heartbeat.asked(2) => panic!("it is to be left to sleep"),
-            () = std::future::ready(()) => {}
-        }
-        heartbeat.lead(true);
-        heartbeat.asked(1).await;
-        heartbeat.asked(2).await;
-        let before = heartbeat.oldest();
-        heartbeat.lead(false);
-        assert_eq!(heartbeat.oldest(), before, "those that were asked owe an answer");
-    }
-
-    #[test]
-    fn what_a_main_thread_did_is_over_with_its_end_and_untold_once_handed_over() {
-        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
-        array.set_len(4096).unwrap();
-        let pulse = Pulse::map(&array).unwrap();
-        let heartbeat = Heartbeat::map(&array, 1).unwrap();
-        assert!(!pulse.main_waits());
-        heartbeat.main_waits(true);
-        assert!(pulse.main_waits());
-        pulse.of_the_dead();
-        assert!(!pulse.main_waits());
-        heartbeat.hand_over();
-        heartbeat.main_waits(true);
-        assert!(!pulse.main_waits());
-    }
-
-    #[test]
-    fn whoever_has_handed_over_leaves_the_beat_to_another() {
-        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
-        array.set_len(4096).unwrap();
-        let pulse = Pulse::map(&array).unwrap();
-        let before = Heartbeat::map(&array, 1).unwrap();
-        before.hand_over();
-        pulse.0.get(0).store(1, Ordering::Relaxed);
-        before.beat(0);
-        before.carries(7);
-        assert_eq!((pulse.0.get(0).load(Ordering::Relaxed), pulse.0.get(1).load(Ordering::Relaxed)), (1, 0));
-    }
-
-    #[test]
-    fn the_dead_have_not_beaten_in_the_future() {
-        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
-        array.set_len(4096).unwrap();
-        let pulse = Pulse::map(&array).unwrap();
-        pulse.0.get(0).store(u64::MAX, Ordering::Relaxed);
-        Heartbeat::map(&array, 1).unwrap().carries(7);
-        let carried = Carried::map(&array).unwrap();
-        assert_eq!(carried.connections(), 7);
-        pulse.0.get(0).store(u64::MAX, Ordering::Relaxed);
-        pulse.of_the_dead();
-        assert_eq!(carried.connections(), 0, "the dead carry nothing");
-        assert!(pulse.0.get(0).load(Ordering::Relaxed) <= monotonic_now());
-        pulse.0.get(0).store(1, Ordering::Relaxed);
-        pulse.of_the_dead();
-        assert_eq!(pulse.0.get(0).load(Ordering::Relaxed), 1, "an old beat stays old");
-    }
-}
+mod tests;

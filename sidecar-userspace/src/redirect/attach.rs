@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::programs::loaded_programs;
@@ -36,17 +36,17 @@ pub(super) type Named = (&'static str, OwnedFd);
 /// # Errors
 /// Another sidecar serves the pod, and goes on.
 pub(super) fn require_alone(pod: &Pod, store: Option<&Store>) -> Result<(), Error> {
-    /// A hundred times what an idle machine takes.
-    const PATIENCE: Duration = Duration::from_secs(2);
-    const PAUSE: Duration = Duration::from_millis(20);
-    let end = Instant::now() + PATIENCE;
-    loop {
+    /// Some milliseconds are enough on an idle machine; two and a half seconds in all.
+    const PAUSES: [u64; 7] = [20, 40, 80, 160, 320, 640, 1280];
+    for pause in PAUSES.map(Duration::from_millis) {
         Pins::sweep();
         match refuse_second_sidecar(pod, store) {
-            Err(Error::Taken { .. }) if Instant::now() < end => thread::sleep(PAUSE),
+            Err(Error::Taken { .. }) => thread::sleep(pause),
             answer => return answer,
         }
     }
+    Pins::sweep();
+    refuse_second_sidecar(pod, store)
 }
 
 /// Another one's programs are known by name; those that a dead predecessor left pinned are about to be replaced, and those in our own

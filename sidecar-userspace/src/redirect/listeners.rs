@@ -105,9 +105,9 @@ impl ListenerWatch {
         (self.rest <= Instant::now()).then(|| unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) })
     }
 
-    /// When it compares.
+    /// When it compares, which it does not while it rests.
     pub fn due(&self) -> Instant {
-        self.next
+        self.next.max(self.rest)
     }
 
     /// When it listens again, if it does not.

@@ -159,7 +159,7 @@ fn beginning(pod: &Pod, config: &Config) -> Result<Beginning, Error> {
     };
     let Some(store) = found else { return Ok(Beginning::Load { by_init: false }) };
     let fits = fits(&store, pod, config);
-    let by_init = store.marker().ok().flatten().is_some_and(|marker| marker.by_init);
+    let by_init = store.is_of_init();
     match fits {
         Ok(marker) if !may_load || marker.by_init && is_ours(&marker, config) => Ok(Beginning::Adopt(store, marker)),
         Err(error) if !may_load => Err(error),

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use netlink_packet_sock_diag::inet::{InetResponse, StateFlags};
+use netlink_packet_sock_diag::{
+    constants::TCP_ESTABLISHED,
+    inet::{InetResponse, StateFlags},
+};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::ifaddrs::getifaddrs;
 
@@ -72,6 +75,8 @@ pub struct UncapturedWatch {
     warned: bool,
     figures: Uncaptured,
     failed: bool,
+    /// What was counted last ends by nothing but what [`Changes`] sees.
+    settled: bool,
     due: Instant,
 }
 
@@ -90,6 +95,7 @@ impl UncapturedWatch {
             warned: false,
             figures: Uncaptured::default(),
             failed: false,
+            settled: false,
             due: Instant::now() + LOOK_EVERY,
         };
         let found = watch.read().map_err(unreadable)?;
@@ -115,7 +121,7 @@ impl UncapturedWatch {
         if self.due > started {
             return false;
         }
-        if !self.changes.any() && !self.failed {
+        if !self.changes.any() && !self.failed && self.settled {
             self.due = started + LOOK_EVERY;
             return false;
         }
@@ -133,6 +139,7 @@ impl UncapturedWatch {
 
     fn look(&mut self) -> io::Result<()> {
         let found = self.read()?;
+        self.settled = found.settled;
         self.older.retain(|cookie| found.in_pod.contains(cookie));
         self.figures.older.set(self.older.len(), 0);
         self.note_foreign(found.foreign);
@@ -161,7 +168,7 @@ impl UncapturedWatch {
     fn read(&self) -> io::Result<Found> {
         let cgroups = pod::descendants(&self.pod_cgroup)?;
         let own = own_addresses()?;
-        let mut found = Found::default();
+        let mut found = Found { settled: true, ..Found::default() };
         // What can still carry bytes in both directions, or is about to.
         let states = StateFlags::SYN_SENT | StateFlags::ESTABLISHED | StateFlags::CLOSE_WAIT;
         for socket in socket_table::read(&self.sockets, states)? {
@@ -169,6 +176,7 @@ impl UncapturedWatch {
             if peer.is_loopback() || own.contains(&peer) {
                 continue;
             }
+            found.settled &= socket.header.state == TCP_ESTABLISHED;
             match cgroup_of(&socket) {
                 None => {}
                 Some(cgroup) if cgroup == self.proxy_cgroup => {}
@@ -184,6 +192,8 @@ impl UncapturedWatch {
 
 #[derive(Default)]
 struct Found {
+    /// All are established: one that dials, or that the other end has closed, may end without a trace in the counters.
+    settled: bool,
     in_pod: HashSet<Cookie>,
     foreign: Vec<InetResponse>,
 }

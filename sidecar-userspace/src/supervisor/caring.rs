@@ -171,7 +171,7 @@ impl Supervisor {
             return;
         }
         let age = self.pulse.age();
-        let silence = self.pings.turn(now, Shown { waits: self.pulse.main_waits(), age }, || worker.seen());
+        let silence = self.pings.turn(now, Shown { waits: self.pulse.main_waits(worker.pid()), age }, || worker.seen());
         let why = match silence {
             None => None,
             Some(Silence::TooLong) => Some("its main thread does not answer"),

@@ -90,7 +90,7 @@ impl Pings {
             self.due = !(shown.waits && shown.age < self.every / 2 && self.unasked < MOST_UNASKED);
             let was_unasked = self.unasked > 0;
             self.unasked = if self.due { 0 } else { self.unasked + 1 };
-            if late || !was_unasked || shown.age < self.every {
+            if late || !was_unasked || !shown.waits || shown.age < self.every {
                 return (!late).then_some(Silence::Tolerable);
             }
         }

@@ -2,13 +2,13 @@
 
 use std::{
     collections::HashMap,
-    fmt,
+    fmt, fs,
     hash::{DefaultHasher, Hash, Hasher},
 };
 
 use sidecar_common::layout::LAYOUT;
 
-use super::super::programs::Subflows;
+use super::{super::programs::Subflows, MARKER, Store};
 
 /// The first word.
 const MAGIC: &str = "sidecar";
@@ -83,6 +83,14 @@ pub(in crate::redirect) fn fingerprint(object: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     object.hash(&mut hasher);
     hasher.finish()
+}
+
+impl Store {
+    /// Whether `sidecar init` made it, of whichever layout.
+    pub(in crate::redirect) fn is_of_init(&self) -> bool {
+        let text = fs::read_link(self.root().join(MARKER)).ok();
+        text.and_then(|text| Marker::parse(text.to_str()?)).is_some_and(|marker| marker.by_init)
+    }
 }
 
 #[cfg(test)]
