@@ -1,9 +1,10 @@
 //! New binaries that fail after the process has gone on as one of them: the one before goes on, in the same process, with all that was
 //! open.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::TO_V4,
@@ -94,4 +95,30 @@ fn a_binary_that_fails_in_the_middle_of_its_hooks_gives_back_those_that_it_has()
     let now = bpf::tags(stage.pod())?;
     ensure!(exchanged(&before, &now), "{now:?} after {before:?}");
     Ok(())
+}
+
+#[test]
+fn a_binary_that_crashes_when_all_is_done_gives_back_the_links_that_it_has() -> Result<()> {
+    let mut stage = Stage::new(LONG)?;
+    let ours = Sidecar::program()?.get_program().to_owned();
+    let ours = ours.to_str().context("a path of words")?;
+    let binary = stage.but(ours, "last", &format!("exec {ours} \"$@\" --refuse take-over"))?;
+    let before = links(stage.client.process.pid())?;
+    stage.gives_back(&binary, "SIGABRT").with_context(|| stage.client.process.output())?;
+    let now = links(stage.client.process.pid())?;
+    // One that was attached anew is another, and there was a moment without either.
+    ensure!(!before.is_empty() && now == before, "{now:?}, not {before:?}");
+    Ok(())
+}
+
+/// The numbers of the links that a process holds.
+fn links(process: Pid) -> Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{process}/fdinfo"))? {
+        // One that was open for a moment is gone.
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let number = text.lines().find_map(|line| line.strip_prefix("link_id:"));
+        found.extend(number.map(|number| number.trim().parse::<u64>()).transpose()?);
+    }
+    Ok(found)
 }
