@@ -25,6 +25,7 @@ mod signals;
 mod start;
 mod turns;
 mod upgrade;
+mod waiting;
 mod worker;
 
 use std::process::ExitCode;

@@ -26,10 +26,14 @@ fn bytes(process: Pid, key: &str) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
 }
 
-/// Changes a soft limit of a process that runs: `as`, what it may map, or `data`, what of that it may write.
+/// Changes a soft limit of a process that runs: `as`, what it may map, `data`, what of that it may write, or `nofile`.
 fn limit(process: Pid, what: &str, soft: &str) -> Result<()> {
+    change(process, &format!("--{what}={soft}:"))
+}
+
+fn change(process: Pid, limit: &str) -> Result<()> {
     let mut command = Command::new("prlimit");
-    command.args(["--pid", &process.to_string(), &format!("--{what}={soft}:")]);
+    command.args(["--pid", &process.to_string(), limit]);
     Spawn::default().start(command)?.finish(PATIENCE).map(drop)
 }
 
@@ -92,7 +96,7 @@ fn a_worker_that_gets_no_more_memory_is_replaced_and_nobody_hangs() -> Result<()
     /// Of which the first have no more room: each needs some kibibytes.
     const MOST: usize = 4000;
     let world = World::new()?;
-    let mut server = Puppet::serving(&world.server, ANY)?;
+    let _server = Puppet::serving(&world.server, ANY)?;
     // No verdict changes while there is no worker: what comes then waits.
     let sidecar = Sidecar::start(&world.client, "{ proxy: { workers: 1 }, capture: { heartbeat_max_age: 60s } }")?;
     let mut app = Puppet::start(&world.client)?;
@@ -114,9 +118,8 @@ fn a_worker_that_gets_no_more_memory_is_replaced_and_nobody_hangs() -> Result<()
         }
     }
     ensure!(reset > 0 && served > 0, "{reset} reset, {served} served{}", sidecar.process.output());
-    let peers = server.accepted()?;
-    let direct = streams.iter().filter(|(_, local)| peers.iter().any(|peer| peer.port() == local.port())).count();
-    ensure!(direct == 0, "{direct} went direct");
+    let captured = sidecar.verdict("connect", "capture", "captured")?;
+    ensure!(captured == streams.len() as u64 + 1, "{captured} captured of {}", streams.len() + 1);
     ensure!(sidecar.process.err.text().contains("memory allocation of"), "{}", sidecar.process.output());
     let killed = sidecar.metrics()?.sum("sidecar_worker_restarts_total", &[("reason", "killed")]);
     ensure!(killed == 1.0, "{killed} restarts");
@@ -142,5 +145,39 @@ fn a_supervisor_that_can_start_no_worker_for_want_of_memory_goes_on_trying() -> 
     app.echo(stream).with_context(|| sidecar.process.output())?;
     ensure!(!is_direct(&mut server, local)?, "what waited went direct");
     ensure!(sidecar.process.pid() == supervisor && eventually(PATIENCE, || sidecar.is_ready()));
+    Ok(())
+}
+
+/// 38: poll(2) refuses more descriptors than the limit allows.
+#[test]
+fn a_supervisor_outlives_a_limit_below_the_descriptors_that_it_waits_for() -> Result<()> {
+    let world = World::new()?;
+    let _server = Puppet::serving(&world.server, ANY)?;
+    let config = "{ capture: { heartbeat_max_age: 60s }, proxy: { drain_deadline: 100ms } }";
+    let mut sidecar = Sidecar::start(&world.client, config)?;
+    let mut app = Puppet::start(&world.client)?;
+    app.visit(TO_V4)?;
+    let (supervisor, worker) = (sidecar.process.pid(), sidecar.worker()?);
+    limit(supervisor, "nofile", "1")?;
+    kill(worker, Signal::SIGKILL)?;
+    app.visit(TO_V4).with_context(|| sidecar.process.output())?;
+    ensure!(sidecar.verdict("connect", "capture", "captured")? == 2, "{}", sidecar.verdicts());
+    said(&sidecar, "it is raised to its hard limit")?;
+    // Where it may not raise it there is no next worker, but it does not end, and what it is told it does.
+    let next = sidecar.worker()?;
+    change(supervisor, "--nofile=1:1")?;
+    kill(next, Signal::SIGKILL)?;
+    said(&sidecar, "the hard limit of file descriptors is below")?;
+    said(&sidecar, "Too many open files")?;
+    sidecar.signal(Signal::SIGTERM)?;
+    let status = sidecar.process.wait(PATIENCE)?;
+    ensure!(status.code() == Some(0), "{status}{}", sidecar.process.output());
+    ensure!(bpf::attached_programs(&world.client)? == 0, "programs stay");
+    Ok(())
+}
+
+fn said(sidecar: &Sidecar, words: &str) -> Result<()> {
+    let said = eventually(PATIENCE, || sidecar.process.err.text().contains(words));
+    ensure!(said, "not {words}{}", sidecar.process.output());
     Ok(())
 }
