@@ -111,6 +111,18 @@ fn a_binary_that_crashes_when_all_is_done_gives_back_the_links_that_it_has() -> 
     Ok(())
 }
 
+#[test]
+fn a_signal_without_a_name_while_a_binary_takes_over_is_its_own_business() -> Result<()> {
+    let stage = Stage::new(LONG)?;
+    let ours = Sidecar::program()?.get_program().to_owned();
+    let ours = ours.to_str().context("a path of words")?;
+    // A real-time one, which it ignores; whoever traces it sees it all the same.
+    let binary = stage.but(ours, "signalled", &format!("trap '' 40; kill -40 $$; exec {ours} \"$@\""))?;
+    stage.upgrade(&["--binary", &binary]).with_context(|| stage.client.process.output())?;
+    ensure!(upgrades(&stage.client, "upgraded")? == 1);
+    Ok(())
+}
+
 /// The numbers of the links that a process holds.
 fn links(process: Pid) -> Result<BTreeSet<u64>> {
     let mut found = BTreeSet::new();

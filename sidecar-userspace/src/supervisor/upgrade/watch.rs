@@ -89,11 +89,14 @@ fn watch(tracee: Tracee, until: Instant, patience: Duration) -> io::Result<Optio
                 }
                 late()
             }
-            Stop::Gets(signal) if CRASHES.contains(&signal) => format!("it was about to be ended by {signal}"),
             Stop::Enters(call) if ends(call) => "it was about to exit by itself, before it had taken over".to_owned(),
             Stop::Gets(signal) => {
-                tracee.go_on(Some(signal))?;
-                continue;
+                let crash = CRASHES.into_iter().find(|crash| *crash as i32 == signal);
+                let Some(crash) = crash else {
+                    tracee.go_on(Some(signal))?;
+                    continue;
+                };
+                format!("it was about to be ended by {crash}")
             }
             Stop::Enters(_) | Stop::Leaves | Stop::Asked => {
                 tracee.go_on(None)?;
