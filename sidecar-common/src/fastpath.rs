@@ -164,17 +164,18 @@ pub const fn is_plain_write(number: u64, third: u64, fourth: u64) -> bool {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {
-    /// Key of the proxy's end in `RECEIVERS`, as that end sees the connection.
+    /// Key of the other end in its map, as that end sees the connection.
     pub key: FlowKey,
-    /// The kernel's address of the proxy's end, to read from and never to write to.
+    /// The kernel's address of the other end, or 0 in the proxy's end, whose messages only the probe looks at; to read from and never to write to.
     pub receiver: u64,
 }
 
-/// Value of `CANDIDATES`, by the connection as the application's end sees it: what one pass knows.
+/// Value of `CANDIDATES`, by the connection as the application's end sees it, and for the probe as the proxy's end sees it as well: what
+/// one pass knows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Candidate {
-    /// The kernel's address of the proxy's end once it is in `RECEIVERS`; 0 before.
+    /// The kernel's address of the other end, of the proxy's once it is in `RECEIVERS`; 0 before.
     pub receiver: u64,
 }
 

@@ -100,13 +100,19 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     if CANDIDATES.insert(key, Candidate::default(), 0).is_err() {
         count(ctx, Counter::EnrolFull);
     }
+    if switch.probe_port != 0 {
+        // For `on_answer`. One that finds no room is a direction that stays on TCP, which the probe shows.
+        let _ = CANDIDATES.insert(key.reversed(), Candidate { receiver: socket.address() }, 0);
+    }
     None
 }
 
 #[inline(always)]
 fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
-    let leg = Leg { key, receiver: socket.address() };
+    // SAFETY: one aligned word, written by the step before.
+    let other = unsafe { CANDIDATES.get(key) }.map_or(0, |other| other.receiver);
+    let leg = Leg { key: key.reversed(), receiver: other };
     if !ctx.is_enrolled() {
         if socket.is_layered()? || !may_change(ctx, socket)? {
             return None;

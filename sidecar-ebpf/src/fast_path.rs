@@ -1,4 +1,8 @@
 //! Every message of an enrolled application: past TCP into the proxy's queue, or by TCP.
+//!
+//! And every message of the proxy, for the probe alone: what an application would notice of both directions.
+
+use core::ffi::c_void;
 
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
@@ -9,7 +13,7 @@ use sidecar_common::{
 use crate::{
     count::count,
     ctx::{Kernel, Message, current_write_is_plain},
-    maps::FAST_PATH,
+    maps::{FAST_PATH, RECEIVERS, SENDERS},
 };
 
 /// `SK_PASS`: by TCP, unless the message was redirected.
@@ -17,13 +21,26 @@ const PASS: u32 = 1;
 
 #[sk_msg]
 pub fn on_message(ctx: SkMsgContext) -> u32 {
-    let message = Message(&ctx);
+    carry(&ctx, (&raw const RECEIVERS).cast())
+}
+
+/// What the proxy sends, judged alike, into the application's queue. Loaded for `sidecar check` alone, which shows what the
+/// application sees then.
+#[sk_msg]
+pub fn on_answer(ctx: SkMsgContext) -> u32 {
+    carry(&ctx, (&raw const SENDERS).cast())
+}
+
+/// `receivers`: the `SOCKHASH` of the other ends.
+#[inline(always)]
+fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
+    let message = Message(ctx);
     let counter = match judge(&message) {
-        Ok(leg) if message.redirect(leg) => Counter::FastRedirected,
+        Ok(leg) if message.redirect(leg, receivers) => Counter::FastRedirected,
         Ok(_) => Counter::FastUnknown,
         Err(refusal) => refusal.counter(),
     };
-    count(&ctx, counter);
+    count(ctx, counter);
     // Never the redirection's own answer: the application would get EACCES where the receiver has gone.
     PASS
 }

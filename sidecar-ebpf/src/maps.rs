@@ -23,10 +23,10 @@ const MMAPABLE: u32 = 1 << 10;
 #[map]
 pub static RULES: Array<CaptureRules> = Array::with_max_entries(1, 0);
 
-/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; and its open connections, read by
-/// user space alone. Written by the proxy through a memory mapping, without a system call.
+/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; its open connections and whether its
+/// main thread waits for events, read by user space alone. Written by the proxy through a memory mapping, without a system call.
 #[map]
-pub static HEARTBEAT: Array<u64> = Array::with_max_entries(2, MMAPABLE);
+pub static HEARTBEAT: Array<u64> = Array::with_max_entries(3, MMAPABLE);
 
 /// What a port means: bits of `port_role`. Written by user space; read with every verdict. *Configured.*
 #[map]
@@ -123,11 +123,11 @@ pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 #[map]
 pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
-/// What is known of an enrolled end; dies with its socket. Written by `on_socket`, read by `on_message`.
+/// What is known of an enrolled end; dies with its socket. Written by `on_socket`, read by `on_message`, and by `on_answer` in the probe.
 #[btf_map]
 pub static LEGS: SkStorage<Leg> = SkStorage::new();
 
-/// The connections that the pass under way is about to enrol, as the application's end sees them. Written by `on_socket`,
+/// The connections that the pass under way is about to enrol, as the application's end sees them, in the probe as both ends do. Written by `on_socket`,
 /// emptied by user space after each pass. *Configured.*
 #[map]
 pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);

@@ -6,4 +6,5 @@ pub mod counters;
 pub mod fast_path;
 pub mod readiness;
 pub mod startup;
+pub mod together;
 mod words;

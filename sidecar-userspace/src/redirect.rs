@@ -13,6 +13,7 @@ mod bpf;
 mod bpf_log;
 mod capabilities;
 mod capture;
+mod changes;
 mod discovery;
 mod effective;
 mod error;

@@ -2,6 +2,7 @@
 
 mod bpf;
 mod lane;
+mod unread;
 
 use anyhow::{Context, Result, ensure};
 use lane::{CHUNK, Lane, Way, receive, send, turn};
@@ -56,6 +57,7 @@ struct Cost {
 /// Measures and prints.
 pub(crate) fn run(args: &Args) -> Result<()> {
     ensure!(args.rounds > 0 && args.bytes > 0, "--rounds and --bytes must be 1 or more");
+    unread::show()?;
     let mut costs: BTreeMap<(usize, Way), Vec<Cost>> = BTreeMap::new();
     for round in 0..args.rounds {
         for turn in 0..Way::ALL.len() {

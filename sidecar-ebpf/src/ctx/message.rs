@@ -1,6 +1,9 @@
 //! The context of a message that is being sent, and of the call that sends it.
 
-use core::ptr::{NonNull, null_mut, read_volatile};
+use core::{
+    ffi::c_void,
+    ptr::{NonNull, null_mut, read_volatile},
+};
 
 use aya_ebpf::{
     helpers::generated::{
@@ -11,7 +14,7 @@ use aya_ebpf::{
 use sidecar_common::fastpath::{ABSENT, Leg, is_plain_write};
 
 use super::kernel::{Kernel, KernelSocket, read};
-use crate::maps::{LEGS, RECEIVERS};
+use crate::maps::LEGS;
 
 /// `BPF_F_INGRESS`: into the receiver's queue, not out of its socket.
 const INGRESS: u64 = 1;
@@ -44,13 +47,13 @@ impl Message<'_> {
         (!tcp.is_null()).then(|| kernel.socket(tcp as u64))
     }
 
-    /// Has the kernel put the message into the receiver's queue; false if there is no such receiver, and the message goes by TCP.
+    /// Has the kernel put the message into the queue of the receiver, which is in `receivers`; false if it is not, and the message
+    /// goes by TCP.
     #[inline(always)]
-    pub fn redirect(&self, leg: &'static Leg) -> bool {
-        let map = (&raw const RECEIVERS).cast_mut().cast();
+    pub fn redirect(&self, leg: &'static Leg, receivers: *const c_void) -> bool {
         let key = (&raw const leg.key).cast_mut().cast();
         // Zero is SK_DROP: the receiver has gone.
-        (unsafe { bpf_msg_redirect_hash(self.0.msg, map, key, INGRESS) }) != 0
+        (unsafe { bpf_msg_redirect_hash(self.0.msg, receivers.cast_mut(), key, INGRESS) }) != 0
     }
 }
 

@@ -72,11 +72,10 @@ impl FastPath {
         if phase == Phase::Off {
             return Ok(());
         }
-        if self.ask(Some(on)) {
-            Ok(())
-        } else {
-            Err("the supervisor was told and has not answered yet; ask again what it did".to_owned())
+        if !self.ask(Some(on)) {
+            return Err("the supervisor was told and has not answered yet; ask again what it did".to_owned());
         }
+        Phase::read(&self.board).has_become(on)
     }
 
     /// Has the supervisor write how it stands now; false: it is late.

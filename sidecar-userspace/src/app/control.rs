@@ -43,8 +43,11 @@ pub(super) fn run(channel: &Channel) -> Result<ExitCode, Error> {
     confine(&inherited.loaded.config)?;
     let drain_deadline = inherited.loaded.config.proxy.drain_deadline;
     orphan::watch(channel.duplicate().map_err(Error::Alone)?, drain_deadline)?;
+    let (waiting, woken) = (inherited.heartbeat.clone(), inherited.heartbeat.clone());
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
+        .on_thread_park(move || waiting.main_waits(true))
+        .on_thread_unpark(move || woken.main_waits(false))
         .build()
         .map_err(|source| Error::Runtime { what: "start the control reactor", source })?;
     runtime.block_on(async {

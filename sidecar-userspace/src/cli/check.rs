@@ -6,7 +6,7 @@ use crate::{
     config::{Acceleration, Config, OnFailure},
     net,
     pod::{self, Place},
-    redirect::{self, Programs, Subflows, missing_capabilities},
+    redirect::{self, Programs, Subflows, fast_path::Findings, missing_capabilities},
 };
 
 /// Exit code: something that the sidecar needs is missing.
@@ -49,7 +49,7 @@ pub fn run(config: &Config) -> ExitCode {
             report.check("eBPF programs", Ok("every program of the capture passes the verifier".to_owned()));
             report.inform("mesh discovery", discovery(&programs));
             report.inform("MPTCP clients", mptcp(programs.subflows(), config.mtls.outbound.any_strict()));
-            report.inform("fast path", fast_path(programs, config.capture.acceleration));
+            fast_path(&mut report, programs, config.capture.acceleration);
         }
         Err(error) => report.check("eBPF programs", Err(error.to_string())),
     }
@@ -117,22 +117,24 @@ fn discovery(programs: &Programs) -> String {
     }
 }
 
-fn fast_path(programs: Programs, acceleration: Acceleration) -> String {
+fn fast_path(lines: &mut Report, programs: Programs, acceleration: Acceleration) {
+    const NAME: &str = "fast path";
     if acceleration == Acceleration::Off {
-        return "off; `acceleration: auto` uses it where the kernel changes nothing that an application could notice"
-            .to_owned();
+        let text =
+            "off; `acceleration: auto` uses it where the kernel changes nothing that an application could notice";
+        return lines.inform(NAME, text.to_owned());
     }
-    match programs.try_fast_path() {
-        Ok(report) => {
-            let used = match acceleration {
-                Acceleration::Force if report.redirects => "forced",
-                _ if report.is_clean() => "used",
-                _ => "not used",
-            };
-            format!("{used}: {} ({} ms)", report.verdict(), report.took.as_millis())
-        }
-        Err(error) => format!("not used: {error}"),
-    }
+    let Findings { report, both } = match programs.try_fast_path() {
+        Ok(findings) => findings,
+        Err(error) => return lines.inform(NAME, format!("not used: {error}")),
+    };
+    let used = match acceleration {
+        Acceleration::Force if report.redirects => "forced",
+        _ if report.is_clean() => "used",
+        _ => "not used",
+    };
+    lines.inform(NAME, format!("{used}: {} ({} ms)", report.verdict(), report.took.as_millis()));
+    lines.inform("both directions", both.verdict());
 }
 
 fn kernel_release() -> String {

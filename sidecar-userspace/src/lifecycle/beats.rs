@@ -2,6 +2,9 @@
 //!
 //! The worker's threads beat themselves, so that the kernel judges what carries connections and not who watches it. The
 //! supervisor only reads: it would have to be woken several times a second otherwise, in every pod.
+//!
+//! A thread that waits for events does not hang by itself, and is left to sleep for a while: only the first is woken by a timer, and
+//! asks the others, those that are at work each time.
 
 use std::{
     io,
@@ -14,21 +17,31 @@ use std::{
 };
 
 use nix::time::{ClockId, clock_gettime};
+use tokio::sync::Notify;
 
 use super::words::Words;
 
-/// Entries of the array: the oldest beat, and the connections that are open.
-const WORDS: usize = 2;
+/// Entries of the array: the oldest beat, the connections that are open, and whether the main thread waits for events.
+const WORDS: usize = 3;
+
+/// In the place of a thread's beat: it waits for events, and counts as alive until it is asked.
+const WAITS: u64 = u64::MAX;
 
 /// Threads beat; the kernel sees the oldest beat, so that one wedged thread is noticed although the others live.
 #[derive(Clone)]
 pub struct Heartbeat(Arc<Shared>);
 
 struct Shared {
-    threads: Box<[AtomicU64]>,
+    threads: Box<[Thread]>,
     array: Words,
     /// Another process beats there now.
     handed_over: AtomicBool,
+}
+
+struct Thread {
+    /// When it last beat, or that it [`WAITS`].
+    beat: AtomicU64,
+    asked: Notify,
 }
 
 impl Heartbeat {
@@ -38,7 +51,7 @@ impl Heartbeat {
     /// The array cannot be mapped.
     pub fn map(array: impl AsFd, threads: usize) -> io::Result<Self> {
         let now = monotonic_now();
-        let threads = (0..threads).map(|_| AtomicU64::new(now)).collect();
+        let threads = (0..threads).map(|_| Thread { beat: AtomicU64::new(now), asked: Notify::new() }).collect();
         let heartbeat =
             Self(Arc::new(Shared { threads, array: Words::map(array, WORDS)?, handed_over: AtomicBool::new(false) }));
         heartbeat.publish();
@@ -47,8 +60,47 @@ impl Heartbeat {
 
     /// `thread` is alive now.
     pub fn beat(&self, thread: usize) {
-        self.0.threads[thread].store(monotonic_now(), Ordering::Relaxed);
+        self.0.threads[thread].beat.store(monotonic_now(), Ordering::Relaxed);
         self.publish();
+    }
+
+    /// The first thread beats, and has the others beat that are at work; `everybody`: also those that wait for events.
+    pub fn lead(&self, everybody: bool) {
+        self.beat(0);
+        for other in self.0.threads.iter().skip(1) {
+            // One that sleeps owes an answer from now on.
+            let sleeps = if everybody {
+                other.beat.compare_exchange(WAITS, monotonic_now(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            } else {
+                other.beat.load(Ordering::Relaxed) == WAITS
+            };
+            if everybody || !sleeps {
+                other.asked.notify_one();
+            }
+        }
+    }
+
+    /// Until this thread is asked to beat.
+    pub async fn asked(&self, thread: usize) {
+        self.0.threads[thread].asked.notified().await;
+    }
+
+    /// This thread, which is not the first, waits for events from now on.
+    pub fn waits(&self, thread: usize) {
+        self.0.threads[thread].beat.store(WAITS, Ordering::Relaxed);
+    }
+
+    /// It has been woken. That is as good as a beat, and as exact as it has to be without a look at the clock.
+    pub fn woke(&self, thread: usize) {
+        let last = self.0.threads[0].beat.load(Ordering::Relaxed);
+        self.0.threads[thread].beat.store(last, Ordering::Relaxed);
+    }
+
+    /// Whether the main thread waits for events, which carries no connections.
+    pub fn main_waits(&self, waits: bool) {
+        if !self.0.handed_over.load(Ordering::Relaxed) {
+            self.0.array.get(2).store(waits.into(), Ordering::Relaxed);
+        }
     }
 
     /// From now on another process beats, and a thread of this one that hangs is no sign of that.
@@ -70,7 +122,7 @@ impl Heartbeat {
     }
 
     fn oldest(&self) -> u64 {
-        self.0.threads.iter().map(|beat| beat.load(Ordering::Relaxed)).min().unwrap_or(0)
+        self.0.threads.iter().map(|thread| thread.beat.load(Ordering::Relaxed)).min().unwrap_or(0)
     }
 
     fn publish(&self) {
@@ -100,10 +152,16 @@ impl Pulse {
         Duration::from_nanos(monotonic_now().saturating_sub(self.0.get(0).load(Ordering::Relaxed)))
     }
 
+    /// Whether the worker's main thread waits for events.
+    pub fn main_waits(&self) -> bool {
+        self.0.get(2).load(Ordering::Relaxed) != 0
+    }
+
     /// Whoever beat is dead, and cannot have beaten in the future: what it wrote must not keep it alive for the kernel.
     pub fn of_the_dead(&self) {
         self.0.get(0).fetch_min(monotonic_now(), Ordering::Relaxed);
         self.0.get(1).store(0, Ordering::Relaxed);
+        self.0.get(2).store(0, Ordering::Relaxed);
     }
 }
 
@@ -151,6 +209,64 @@ mod tests {
         assert_eq!(pulse.0.get(0).load(Ordering::Relaxed), first, "the other thread has not beaten");
         heartbeat.beat(0);
         assert!(pulse.0.get(0).load(Ordering::Relaxed) > first);
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_events_is_as_alive_as_the_first_and_one_that_was_woken_must_beat_again() {
+        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
+        array.set_len(4096).unwrap();
+        let pulse = Pulse::map(&array).unwrap();
+        let heartbeat = Heartbeat::map(&array, 2).unwrap();
+        let seen = || pulse.0.get(0).load(Ordering::Relaxed);
+        heartbeat.waits(1);
+        let mut before = seen();
+        for _ in 0..2 {
+            heartbeat.beat(0);
+            assert!(seen() > before, "nobody else is at work");
+            before = seen();
+        }
+        heartbeat.woke(1);
+        heartbeat.beat(0);
+        assert_eq!(seen(), before, "it is at work since the beat before, and has not beaten");
+        heartbeat.beat(1);
+        assert!(seen() > before);
+    }
+
+    #[tokio::test]
+    async fn threads_at_work_are_asked_each_time_and_those_that_sleep_where_everybody_is() {
+        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
+        array.set_len(4096).unwrap();
+        let heartbeat = Heartbeat::map(&array, 3).unwrap();
+        heartbeat.waits(2);
+        heartbeat.lead(false);
+        heartbeat.asked(1).await;
+        tokio::select! {
+            biased;
+            () = heartbeat.asked(2) => panic!("it is to be left to sleep"),
+            () = std::future::ready(()) => {}
+        }
+        heartbeat.lead(true);
+        heartbeat.asked(1).await;
+        heartbeat.asked(2).await;
+        let before = heartbeat.oldest();
+        heartbeat.lead(false);
+        assert_eq!(heartbeat.oldest(), before, "those that were asked owe an answer");
+    }
+
+    #[test]
+    fn what_a_main_thread_did_is_over_with_its_end_and_untold_once_handed_over() {
+        let array = File::from(memfd_create(c"beats", MFdFlags::empty()).unwrap());
+        array.set_len(4096).unwrap();
+        let pulse = Pulse::map(&array).unwrap();
+        let heartbeat = Heartbeat::map(&array, 1).unwrap();
+        assert!(!pulse.main_waits());
+        heartbeat.main_waits(true);
+        assert!(pulse.main_waits());
+        pulse.of_the_dead();
+        assert!(!pulse.main_waits());
+        heartbeat.hand_over();
+        heartbeat.main_waits(true);
+        assert!(!pulse.main_waits());
     }
 
     #[test]

@@ -172,6 +172,23 @@ impl Phase {
             Self::Starting | Self::Present { .. } => Ok(()),
         }
     }
+
+    /// Whether it is as an operator has just wished it. Where it is not there yet, the wish waits for it.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn has_become(&self, wished: bool) -> Result<(), String> {
+        match self {
+            Self::Present { on, .. } if *on == wished => Ok(()),
+            Self::Present { failing: Some(why), .. } if wished => Err(format!(
+                "the fast path stays off until a look at the pod's sockets succeeds, and goes on by itself then: {why}"
+            )),
+            Self::Present { on, .. } => {
+                Err(format!("the fast path stays {}; the sidecar's log says why", if *on { "on" } else { "off" }))
+            }
+            Self::Off | Self::Starting | Self::Absent(_) => Ok(()),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +240,17 @@ mod tests {
         let (seen, clean) = (present(vec!["fionread".to_owned()]), present(Vec::new()));
         assert!(seen.allows(Acceleration::Auto).unwrap_err().contains("fionread"));
         assert!(seen.allows(Acceleration::Force).is_ok() && clean.allows(Acceleration::Auto).is_ok());
+        let failing = |on| Phase::Present {
+            report: Report::default(),
+            on,
+            by_hand: true,
+            connections: 0,
+            failing: Some("no descriptor is left".to_owned()),
+        };
+        assert!(failing(false).has_become(true).unwrap_err().ends_with("no descriptor is left"));
+        assert!(failing(true).has_become(false).unwrap_err().contains("stays on"));
+        assert!(failing(false).has_become(false).is_ok() && Phase::Starting.has_become(true).is_ok());
+        assert!(clean.has_become(true).unwrap_err().contains("stays off") && clean.has_become(false).is_ok());
         assert!(Phase::Off.allows(Acceleration::Off).unwrap_err().contains("acceleration: auto"));
     }
 }

@@ -1,70 +1,28 @@
 //! Sockets that nobody else has, on which the fast path tries what a kernel does to sockets of applications.
 
+mod rendezvous;
+
 use std::{
     fs::File,
     io::{self, Read as _, Seek as _, Write as _},
     mem::MaybeUninit,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::fd::{AsFd as _, AsRawFd, FromRawFd as _, OwnedFd},
     ptr::null_mut,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 
 use super::options::{at_urgent_mark, set};
+
+pub use rendezvous::Rendezvous;
 
 /// What loopback takes microseconds for has failed when it takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The port at which scratch connections end.
-pub struct Rendezvous(TcpListener);
-
-/// One end of a scratch connection, non-blocking unless said otherwise.
+/// One end of a scratch connection, non-blocking unless said otherwise: then it waits no longer than anything else does.
 pub struct Scratch(Socket);
-
-impl Rendezvous {
-    /// Listens on a port of loopback that the kernel chooses.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn open() -> io::Result<Self> {
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map(Self)
-    }
-
-    /// Its port.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn port(&self) -> io::Result<u16> {
-        self.0.local_addr().map(|address| address.port())
-    }
-
-    /// A connection: the end that connected, and the one that accepted.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn connect(&self, blocking: bool) -> io::Result<(Scratch, Scratch)> {
-        let to: SocketAddr = self.0.local_addr()?;
-        let near = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-        near.connect(&to.into())?;
-        let own = near.local_addr()?.as_socket();
-        loop {
-            let (far, peer) = self.0.accept()?;
-            // Any process of the pod could connect here meanwhile.
-            if Some(peer) == own {
-                let far = Socket::from(far);
-                for end in [&near, &far] {
-                    end.set_tcp_nodelay(true)?;
-                }
-                near.set_nonblocking(!blocking)?;
-                far.set_nonblocking(true)?;
-                return Ok((Scratch(near), Scratch(far)));
-            }
-        }
-    }
-}
 
 impl Scratch {
     /// `write(2)`.
@@ -100,10 +58,13 @@ impl Scratch {
     /// # Errors
     /// The kernel's answer; `TimedOut` if nothing comes.
     pub fn await_bytes(&self, most: usize) -> io::Result<Vec<u8>> {
+        let began = Instant::now();
         loop {
             match self.receive(most, 0) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if self.wait(PollFlags::POLLIN, PATIENCE)?.is_empty() {
+                    // Readable and without a byte is what a kernel may say for ever.
+                    let left = PATIENCE.saturating_sub(began.elapsed());
+                    if left.is_zero() || self.wait(PollFlags::POLLIN, left)?.is_empty() {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                 }

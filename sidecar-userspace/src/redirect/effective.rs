@@ -14,6 +14,7 @@ use sidecar_common::counter::Counter;
 use super::{
     bpf,
     capture::Capture,
+    changes,
     discovery::MESH_PROGRAM,
     error::Error,
     programs::{LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS},
@@ -100,5 +101,7 @@ fn probe(loopback: IpAddr) -> io::Result<()> {
     /// Loopback answers in microseconds; a pod that is starved of CPU gets time.
     const PATIENCE: Duration = Duration::from_secs(2);
     let listener = TcpListener::bind(SocketAddr::new(loopback, 0))?;
-    TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE).map(drop)
+    TcpStream::connect_timeout(&listener.local_addr()?, PATIENCE).map(drop)?;
+    changes::count_probe();
+    Ok(())
 }

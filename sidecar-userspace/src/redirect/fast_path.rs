@@ -4,6 +4,7 @@
 //! nothing, and outlives workers, whose sockets the kernel removes from its maps as they close.
 //! Everything about it may fail; then every byte goes by TCP.
 
+mod both;
 mod engine;
 mod kernel_types;
 mod memory;
@@ -20,17 +21,17 @@ use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
 use sidecar_common::fastpath::WORTH_BYTES;
 
-use super::programs::Programs;
 use crate::{
     config::Acceleration,
     lifecycle::{
         board::{Board, Figure},
         fast_path::{Phase, Report},
     },
-    net,
 };
 use engine::Engine;
+use probe::Directions;
 
+pub use both::{BothDirections, Findings};
 pub use engine::Error;
 pub(super) use engine::Maps;
 
@@ -250,28 +251,13 @@ fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Re
     let report = match known {
         Some(report) => report,
         None => {
-            let report = probe::probe(&mut engine)?;
+            let report = probe::probe(&mut engine, Directions::One)?;
             memory::remember(&report);
             report
         }
     };
     engine.look_for(None, WORTH_BYTES)?;
     Ok((engine, report))
-}
-
-impl Programs {
-    /// Probes the kernel as the fast path would at its start, with sockets of its own.
-    ///
-    /// # Errors
-    /// Why there is no fast path.
-    pub fn try_fast_path(mut self) -> Result<Report, Error> {
-        let maps = Maps::take(&mut self.maps)?;
-        let netns =
-            net::netns_cookie().map_err(|source| Error::Probe { what: "ask for the network namespace", source })?;
-        let ebpf = self.ebpf.take().ok_or(Error::Programs)?;
-        let parts = Parts { ebpf, maps, netns };
-        prepare(parts, Acceleration::Force).map(|(_, report)| report)
-    }
 }
 
 #[cfg(test)]

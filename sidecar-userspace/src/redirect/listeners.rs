@@ -37,6 +37,8 @@ pub struct ListenerWatch {
     events: RingBuf<MapData>,
     /// Counted by sockops but not in the table at the last comparison: seen twice, the count is wrong.
     doubtful: HashSet<Endpoint>,
+    /// Something is not as sockops says, or was not at the last comparison.
+    unsettled: bool,
     /// When it compares although nothing asked for it.
     next: Instant,
     /// An application that opens and closes listeners all the time costs at most a fifth of a core: no comparison before this.
@@ -46,6 +48,8 @@ pub struct ListenerWatch {
 /// Time between two comparisons with the kernel's socket table that nothing asked for. The end of a listener from before
 /// the capture is noticed this late; until then its clients are accepted and reset instead of refused.
 const COMPARE_EVERY: Duration = Duration::from_secs(5);
+/// The same while sockops has counted every listener, so that its word is as good as the table's.
+const COMPARE_SELDOM: Duration = Duration::from_secs(15);
 
 /// The maps of listening sockets.
 pub(super) struct ListenerMaps {
@@ -89,6 +93,7 @@ impl ListenerWatch {
             counted: counted.try_into().map_err(map_error("APP_LISTENERS", "opened"))?,
             seeded: seeded.try_into().map_err(map_error("SEEDED_LISTENERS", "opened"))?,
             doubtful: HashSet::new(),
+            unsettled: true,
             next: Instant::now() + COMPARE_EVERY,
             rest: Instant::now(),
         })
@@ -100,9 +105,14 @@ impl ListenerWatch {
         (self.rest <= Instant::now()).then(|| unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) })
     }
 
-    /// When it compares, or listens again.
+    /// When it compares.
     pub fn due(&self) -> Instant {
-        if self.rest > Instant::now() { self.rest } else { self.next }
+        self.next
+    }
+
+    /// When it listens again, if it does not.
+    pub fn rests_until(&self) -> Option<Instant> {
+        (self.rest > Instant::now()).then_some(self.rest)
     }
 
     /// Compares from time to time, and at once when a socket begins to listen at `::`: `spoke` says that the descriptor was
@@ -117,7 +127,7 @@ impl ListenerWatch {
             tracing::warn!(%error, "listening sockets could not be compared with the kernel's table; trying again");
         }
         let ended = Instant::now();
-        self.next = ended + COMPARE_EVERY;
+        self.next = ended + if self.unsettled { COMPARE_EVERY } else { COMPARE_SELDOM };
         self.rest = ended + (ended - started) * 4;
         true
     }
@@ -130,6 +140,7 @@ impl ListenerWatch {
 
     /// Seeds what sockops has not counted, forgets what is gone.
     pub(super) fn compare(&mut self) -> Result<(), Error> {
+        self.unsettled = true;
         let v6_only = keys(&self.v6_only, "V6_ONLY")?;
         let table = self.listening().map_err(unreadable)?;
         self.compare_v6_only(&v6_only, &table)?;
@@ -155,7 +166,9 @@ impl ListenerWatch {
             counted.difference(&listening).copied().chain(idle.into_iter().filter(|_| crowded)).collect();
         let gone: Vec<_> = missing.intersection(&self.doubtful).copied().collect();
         self.doubtful = missing;
-        self.delete(&gone)
+        self.delete(&gone)?;
+        self.unsettled = self.warned || !self.doubtful.is_empty() || !listening.is_subset(&counted);
+        Ok(())
     }
 
     /// Deletes entries, then looks whether somebody has begun to listen there in the meantime.

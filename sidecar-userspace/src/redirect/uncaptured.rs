@@ -19,6 +19,7 @@ use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use nix::ifaddrs::getifaddrs;
 
 use super::{
+    changes::Changes,
     error::Error,
     listeners::{cgroup_of, unreadable},
     netlink::Netlink,
@@ -62,6 +63,7 @@ pub struct Uncaptured {
 /// Reads the kernel's socket table from time to time.
 pub struct UncapturedWatch {
     sockets: Netlink,
+    changes: Changes,
     pod_cgroup: PathBuf,
     proxy_cgroup: u64,
     /// By the kernel's cookie, which no other socket ever gets.
@@ -80,6 +82,7 @@ impl UncapturedWatch {
     pub(super) fn start(pod_cgroup: &Path, proxy_cgroup: u64) -> Result<Self, Error> {
         let mut watch = Self {
             sockets: Netlink::open(NETLINK_SOCK_DIAG).map_err(unreadable)?,
+            changes: Changes::here(),
             pod_cgroup: pod_cgroup.to_owned(),
             proxy_cgroup,
             older: HashSet::new(),
@@ -106,10 +109,14 @@ impl UncapturedWatch {
         self.due
     }
 
-    /// Reads if that is due, and returns whether it has. A failure is told once, and tried again.
+    /// Reads if that is due and something has changed, and returns whether it has. A failure is told once, and tried again.
     pub fn turn(&mut self) -> bool {
         let started = Instant::now();
         if self.due > started {
+            return false;
+        }
+        if !self.changes.any() && !self.failed {
+            self.due = started + LOOK_EVERY;
             return false;
         }
         match self.look() {

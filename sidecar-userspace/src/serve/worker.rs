@@ -27,7 +27,7 @@ use tokio::{
 
 use crate::{
     addr::ClientAddr,
-    lifecycle::beats::Heartbeat,
+    lifecycle::{beats::Heartbeat, together::together},
     net::{Queue, Stream},
     telemetry::{Direction, shortage},
 };
@@ -57,15 +57,13 @@ impl Worker {
         let (started, outcome) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name(format!("worker-{}", self.index)).spawn(move || {
             let _tell_end = tell_end;
-            let mut builder = runtime::Builder::new_current_thread();
-            let runtime =
-                match builder.enable_io().enable_time().event_interval(TURNS).build_local(LocalOptions::default()) {
-                    Ok(runtime) => runtime,
-                    Err(error) => {
-                        let _ = started.send(Err(error));
-                        return;
-                    }
-                };
+            let runtime = match self.reactor().build_local(LocalOptions::default()) {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = started.send(Err(error));
+                    return;
+                }
+            };
             let _ = started.send(Ok(()));
             runtime.block_on(async {
                 tokio::select! {
@@ -76,6 +74,17 @@ impl Worker {
         })?;
         outcome.recv().unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked while it started")))?;
         Ok(thread)
+    }
+
+    /// The first thread beats by a timer; the others are left to sleep while they have nothing to do.
+    fn reactor(&self) -> runtime::Builder {
+        let mut builder = runtime::Builder::new_current_thread();
+        builder.enable_io().enable_time().event_interval(TURNS);
+        if self.index > 0 {
+            let (index, waiting, woken) = (self.index, self.heartbeat.clone(), self.heartbeat.clone());
+            builder.on_thread_park(move || waiting.waits(index)).on_thread_unpark(move || woken.woke(index));
+        }
+        builder
     }
 
     /// Ends only if a listener cannot be watched or the sidecar stops.
@@ -97,14 +106,24 @@ impl Worker {
 
     /// A beat is due to this thread's reactor: a thread that hangs does not beat.
     async fn beat(&self) {
-        let Err(error) = self.beat_on().await;
+        if self.index > 0 {
+            loop {
+                self.heartbeat.beat(self.index);
+                self.heartbeat.asked(self.index).await;
+            }
+        }
+        let Err(error) = self.beat_by_timer().await;
         tracing::error!(%error, "the heartbeat has no timer");
     }
 
-    async fn beat_on(&self) -> io::Result<Infallible> {
+    async fn beat_by_timer(&self) -> io::Result<Infallible> {
+        /// Beats from one at which everybody is asked to the next: in `capture.heartbeat_max_age`.
+        const ROUND: u32 = 4;
         let beats = beats(self.beat_every)?;
+        let mut beat = 0_u32;
         loop {
-            self.heartbeat.beat(self.index);
+            self.heartbeat.lead(beat.is_multiple_of(ROUND));
+            beat = beat.wrapping_add(1);
             beats.readable().await?.clear_ready();
             // Sets the timer off again: beats that were missed are not made up for.
             match nix::unistd::read(beats.get_ref(), &mut [0; 8]) {
@@ -176,10 +195,13 @@ impl Worker {
 }
 
 /// A timer of the kernel (timerfd_create(2)): it wakes the thread once for each beat, where the runtime's own, whose wheel
-/// has slots of 64 ms for what is further away, wakes it twice.
+/// has slots of 64 ms for what is further away, wakes it twice. All sidecars of a node beat at the same instants.
 fn beats(every: Duration) -> io::Result<AsyncFd<OwnedFd>> {
     let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
-    timer.set(Expiration::Interval(TimeSpec::from_duration(every)), TimerSetTimeFlags::empty())?;
+    let now = Instant::now();
+    let first = together(now + every).saturating_duration_since(now);
+    let [first, every] = [first, every].map(TimeSpec::from_duration);
+    timer.set(Expiration::IntervalDelayed(first, every), TimerSetTimeFlags::empty())?;
     // SAFETY: the descriptor is owned by what is returned, and stays the same one as long as that lives.
     unsafe { AsyncFd::register_with_interest(timer.into(), Interest::READABLE) }.map_err(io::Error::from)
 }

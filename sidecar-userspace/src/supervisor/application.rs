@@ -15,7 +15,7 @@ use crate::{
 /// takes some ten microseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// While nobody waits: for those who ask.
-const LOOK_SELDOM: Duration = Duration::from_secs(5);
+const LOOK_SELDOM: Duration = Duration::from_secs(10);
 
 /// The pod's application.
 pub(super) struct Application {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Error,
-    pings::Silence,
+    pings::{Shown, Silence},
     restarts::Tell,
     start::Lent,
     turns::{Ending, SILENT_LIMIT, Supervisor},
@@ -170,8 +170,8 @@ impl Supervisor {
         if now < self.pings.at {
             return;
         }
-        let silence = self.pings.turn(now, || worker.seen());
         let age = self.pulse.age();
+        let silence = self.pings.turn(now, Shown { waits: self.pulse.main_waits(), age }, || worker.seen());
         let why = match silence {
             None => None,
             Some(Silence::TooLong) => Some("its main thread does not answer"),
@@ -187,9 +187,8 @@ impl Supervisor {
             );
             return worker.kill(Why::Hung);
         }
-        if self.pings.heard == self.pings.sent {
-            self.pings.sent += 1;
-            worker.tell(&Order::Ping(self.pings.sent));
+        if let Some(number) = self.pings.ask() {
+            worker.tell(&Order::Ping(number));
         }
     }
 }

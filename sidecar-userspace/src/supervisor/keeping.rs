@@ -115,10 +115,14 @@ impl Keeping {
         .flatten()
     }
 
-    /// When to come back at the latest.
-    pub(super) fn due(&self) -> Instant {
-        let due = self.check_at.min(self.listeners.due()).min(self.uncaptured.due());
-        self.addresses.due().map_or(due, |addresses| due.min(addresses))
+    /// When to come back at the latest, if not for a look.
+    pub(super) fn due(&self) -> Option<Instant> {
+        [self.addresses.due(), self.listeners.rests_until()].into_iter().flatten().min()
+    }
+
+    /// When the next look is due, which may come somewhat later.
+    pub(super) fn look_due(&self) -> Instant {
+        self.check_at.min(self.listeners.due()).min(self.uncaptured.due())
     }
 
     /// Does what is due. Returns whether [`Keeping::conditions`] have changed.

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::lifecycle::together::together;
+
 /// Asks the worker's main thread for a sign of life.
 #[derive(Debug)]
 pub(super) struct Pings {
@@ -10,8 +12,21 @@ pub(super) struct Pings {
     pub(super) sent: u64,
     pub(super) heard: u64,
     missed: u32,
+    /// Turns in a row in which nothing was asked.
+    unasked: u32,
+    /// Whether to ask after this turn.
+    due: bool,
     /// CPU that the worker's main thread had had at the first turn without an answer.
     before: Duration,
+}
+
+/// What the worker shows by itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shown {
+    /// Its main thread waits for events.
+    pub(super) waits: bool,
+    /// Time since the oldest thread's last beat.
+    pub(super) age: Duration,
 }
 
 /// The worker's main thread as the kernel sees it.
@@ -27,16 +42,26 @@ pub(super) struct Seen {
 const MISSED: u32 = 3;
 /// And so many where it has not had a CPU for most of the time.
 const MISSED_WITHOUT_CPU: u32 = 10 * MISSED;
+/// A main thread that waits for events is not woken to be asked, but for every so many turns: it might wait for the wrong ones.
+const MOST_UNASKED: u32 = 10;
 
 impl Pings {
     pub(super) fn new(hung_after: Duration) -> Self {
         let every = hung_after / MISSED;
-        Self { every, at: Instant::now() + every, sent: 0, heard: 0, missed: 0, before: Duration::ZERO }
+        let at = Instant::now() + every;
+        Self { every, at, sent: 0, heard: 0, missed: 0, unasked: 0, due: false, before: Duration::ZERO }
     }
 
     /// A new worker owes nothing.
     pub(super) fn forget(&mut self) {
-        *self = Self { at: Instant::now() + self.every, heard: self.sent, missed: 0, ..*self };
+        *self = Self { at: Instant::now() + self.every, heard: self.sent, missed: 0, unasked: 0, due: false, ..*self };
+    }
+
+    /// The number of the ping that is due after a turn.
+    pub(super) fn ask(&mut self) -> Option<u64> {
+        let asks = std::mem::take(&mut self.due);
+        self.sent += u64::from(asks);
+        asks.then_some(self.sent)
     }
 
     /// An answer. One to another ping, of before an upgrade that was taken back, says nothing about the one that waits.
@@ -51,15 +76,23 @@ impl Pings {
     ///
     /// A silence in which the worker's main thread was ready to run and had no CPU for most of the time is the machine's, up to ten
     /// times as long: one that runs in circles on a busy machine looks the same.
-    pub(super) fn turn(&mut self, now: Instant, look: impl FnOnce() -> Seen) -> Option<Silence> {
+    ///
+    /// A worker whose main thread waits for events while another one beats is not asked: it lives. If that was so at the turn before
+    /// and nothing has beaten since, its silence began then.
+    pub(super) fn turn(&mut self, now: Instant, shown: Shown, look: impl FnOnce() -> Seen) -> Option<Silence> {
         let late = now > self.at + self.every;
-        self.at = now + self.every;
+        self.at = together(now + self.every);
         if late {
             self.heard = self.sent;
         }
         if self.heard == self.sent {
             self.missed = 0;
-            return (!late).then_some(Silence::Tolerable);
+            self.due = !(shown.waits && shown.age < self.every / 2 && self.unasked < MOST_UNASKED);
+            let was_unasked = self.unasked > 0;
+            self.unasked = if self.due { 0 } else { self.unasked + 1 };
+            if late || !was_unasked || shown.age < self.every {
+                return (!late).then_some(Silence::Tolerable);
+            }
         }
         let Seen { runnable, had } = look();
         self.missed += 1;
@@ -82,6 +115,9 @@ pub(super) enum Silence {
 mod tests {
     use super::*;
 
+    const AT_WORK: Shown = Shown { waits: false, age: Duration::ZERO };
+    const ASLEEP: Shown = Shown { waits: true, age: Duration::ZERO };
+
     /// Turns at these times in milliseconds; the worker answers to those of its pings.
     fn judged(answers: bool, times: &[u64]) -> Vec<Option<Silence>> {
         judged_while(answers, times, |_| Seen::default())
@@ -92,10 +128,9 @@ mod tests {
         let mut pings = Pings::new(Duration::from_millis(300));
         let start = pings.at - pings.every;
         let turn = |time: &u64| {
-            let silence = pings.turn(start + Duration::from_millis(*time), || look(*time));
-            pings.sent += u64::from(pings.heard == pings.sent);
-            if answers {
-                pings.answered(pings.sent);
+            let silence = pings.turn(start + Duration::from_millis(*time), AT_WORK, || look(*time));
+            if let Some(number) = pings.ask().filter(|_| answers) {
+                pings.answered(number);
             }
             silence
         };
@@ -123,6 +158,46 @@ mod tests {
         assert_eq!(first_too_long(&share(40)), 30);
         assert_eq!(first_too_long(&share(60)), 3, "it runs, and does not answer");
         assert_eq!(first_too_long(&|_| Seen::default()), 3, "it waits for something else");
+    }
+
+    /// The numbers of the turns, a third of 300 ms apart, at which something is asked, and the first at which the silence is too long.
+    fn asked(shown: impl Fn(u32) -> Shown, answers: bool) -> (Vec<u32>, Option<u32>) {
+        let mut pings = Pings::new(Duration::from_millis(300));
+        let start = pings.at - pings.every;
+        let mut asked = Vec::new();
+        for turn in 1..=25 {
+            let silence = pings.turn(start + turn * pings.every, shown(turn), Seen::default);
+            if let Some(number) = pings.ask() {
+                asked.push(turn);
+                if answers {
+                    pings.answered(number);
+                }
+            }
+            if silence == Some(Silence::TooLong) {
+                return (asked, Some(turn));
+            }
+        }
+        (asked, None)
+    }
+
+    #[test]
+    fn a_main_thread_that_waits_for_events_is_seldom_asked_and_one_at_work_at_each_turn() {
+        assert_eq!(asked(|_| AT_WORK, true), ((1..=25).collect(), None));
+        assert_eq!(asked(|_| ASLEEP, true), (vec![11, 22], None));
+        assert_eq!(asked(|_| ASLEEP, false), (vec![11], Some(14)), "it may wait for the wrong events");
+    }
+
+    #[test]
+    fn a_worker_that_is_stopped_in_its_sleep_is_found_out_as_soon_as_one_that_was_asked() {
+        // Stopped right after the fifth turn and right before the sixth.
+        for (last_beat, too_long) in [(500, 8), (590, 9)] {
+            let shown = |turn: u32| Shown {
+                waits: true,
+                age: Duration::from_millis(u64::from(turn * 100).saturating_sub(last_beat)),
+            };
+            assert_eq!(asked(shown, false).1, Some(too_long), "300 ms after a beat at {last_beat}");
+        }
+        assert_eq!(asked(|turn| if turn < 6 { ASLEEP } else { AT_WORK }, false).1, Some(9), "it runs in circles");
     }
 
     #[test]

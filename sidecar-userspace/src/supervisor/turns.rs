@@ -158,9 +158,15 @@ impl Supervisor {
         let start_limit = start_limit.map(|worker| worker.since + START_LIMIT);
         let ping = worker.map(|_| self.pings.at);
         let silent = worker.and_then(|worker| worker.silent_since).map(|since| since + SILENT_LIMIT);
-        let due =
-            [self.restart_at, kill_at, start_limit, ping, silent, self.upgrades.due()].into_iter().flatten().min();
-        let always = self.keeping.due().min(self.application.due());
-        due.map_or(always, |due| due.min(always))
+        let due = [self.restart_at, kill_at, start_limit, ping, silent, self.upgrades.due(), self.keeping.due()];
+        let always = self.look_due(ping).min(self.application.due());
+        due.into_iter().flatten().min().map_or(always, |due| due.min(always))
+    }
+
+    /// When to look what has become of the kernel side: with the next ping, if that is soon.
+    fn look_due(&self, ping: Option<Instant>) -> Instant {
+        const SOON: Duration = Duration::from_secs(1);
+        let due = self.keeping.look_due();
+        ping.filter(|ping| *ping < due + SOON).map_or(due, |ping| due.max(ping))
     }
 }

@@ -9,6 +9,7 @@ use std::{
 // Commands, types and helpers of linux/bpf.h.
 const BPF_MAP_CREATE: i32 = 0;
 const BPF_MAP_UPDATE_ELEM: i32 = 2;
+const BPF_MAP_DELETE_ELEM: i32 = 3;
 const BPF_PROG_LOAD: i32 = 5;
 const BPF_PROG_ATTACH: i32 = 8;
 const BPF_MAP_TYPE_SOCKHASH: u32 = 18;
@@ -18,6 +19,13 @@ const BPF_SK_SKB_STREAM_VERDICT: u32 = 5;
 const BPF_SK_MSG_VERDICT: u32 = 7;
 const MSG_REDIRECT_HASH: i32 = 71;
 const SK_REDIRECT_HASH: i32 = 72;
+/// `BPF_F_INGRESS`: into the socket's queue.
+const INGRESS: i32 = 1;
+/// Out of the socket.
+const OUT: i32 = 0;
+/// r0 = `SK_PASS`
+const PASS: [u8; 8] = instruction(0xb7, 0x00, 0, 1);
+const EXIT: [u8; 8] = instruction(0x95, 0, 0, 0);
 
 /// The beginning of `union bpf_attr`: more than any of these commands reads.
 #[repr(C, align(8))]
@@ -69,6 +77,17 @@ impl SockHash {
         attr.call(BPF_MAP_UPDATE_ELEM).map(drop).context("BPF_MAP_UPDATE_ELEM of a SOCKHASH")
     }
 
+    pub(super) fn remove(&self, key: u32) -> Result<()> {
+        let mut attr = Attr::of(&[raw(&self.0)]);
+        attr.pointer(2, &key);
+        attr.call(BPF_MAP_DELETE_ELEM).map(drop).context("BPF_MAP_DELETE_ELEM of a SOCKHASH")
+    }
+
+    /// What a socket of this map receives comes to it through the map's queue.
+    pub(super) fn pass_all(&self) -> Result<()> {
+        self.attach(BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, &[PASS, EXIT])
+    }
+
     fn attach(&self, kind: u32, at: u32, instructions: &[[u8; 8]]) -> Result<()> {
         let mut attr = Attr::of(&[kind, instructions.len() as u32]);
         let license = c"GPL";
@@ -83,25 +102,10 @@ impl SockHash {
     pub(super) fn send_into(&self, receivers: &Self) -> Result<()> {
         /// Offset of `local_port` in `struct sk_msg_md`; host byte order.
         const LOCAL_PORT: i16 = 64;
-        let [first, second] = map(receivers);
-        self.attach(
-            BPF_PROG_TYPE_SK_MSG,
-            BPF_SK_MSG_VERDICT,
-            &[
-                // (u32) fp[-4] = ctx->local_port; redirect(ctx, receivers, fp - 4, BPF_F_INGRESS)
-                instruction(0x61, 0x12, LOCAL_PORT, 0),
-                instruction(0x63, 0x2a, -4, 0),
-                first,
-                second,
-                instruction(0xbf, 0xa3, 0, 0),
-                instruction(0x07, 0x03, 0, -4),
-                instruction(0xb7, 0x04, 0, 1),
-                instruction(0x85, 0, 0, MSG_REDIRECT_HASH),
-                // r0 = SK_PASS; exit
-                instruction(0xb7, 0x00, 0, 1),
-                instruction(0x95, 0, 0, 0),
-            ],
-        )
+        // r2 = ctx->local_port
+        let key = [instruction(0x61, 0x12, LOCAL_PORT, 0)];
+        let redirect = receivers.redirect(MSG_REDIRECT_HASH, INGRESS);
+        self.attach(BPF_PROG_TYPE_SK_MSG, BPF_SK_MSG_VERDICT, &[&key[..], &redirect, &[PASS, EXIT]].concat())
     }
 
     /// What a socket of this map receives is sent by the one that has as key its own port, or, if that is `listener`,
@@ -110,30 +114,32 @@ impl SockHash {
         /// Offsets of `remote_port` (the upper half in network byte order) and `local_port` (host) in `struct __sk_buff`.
         const REMOTE_PORT: i16 = 132;
         const LOCAL_PORT: i16 = 136;
-        let [first, second] = map(self);
-        self.attach(
-            BPF_PROG_TYPE_SK_SKB,
-            BPF_SK_SKB_STREAM_VERDICT,
-            &[
-                // r2 = ctx->local_port; r3 = ctx->remote_port; if r2 != listener skip 3
-                instruction(0x61, 0x12, LOCAL_PORT, 0),
-                instruction(0x61, 0x13, REMOTE_PORT, 0),
-                instruction(0x55, 0x02, 3, i32::from(listener)),
-                // r2 = ntohl(r3) | ACCEPTED
-                instruction(0xbf, 0x32, 0, 0),
-                instruction(0xdc, 0x02, 0, 32),
-                instruction(0x47, 0x02, 0, ACCEPTED.cast_signed()),
-                // (u32) fp[-4] = r2; redirect(ctx, map, fp - 4, 0): out of the socket
-                instruction(0x63, 0x2a, -4, 0),
-                first,
-                second,
-                instruction(0xbf, 0xa3, 0, 0),
-                instruction(0x07, 0x03, 0, -4),
-                instruction(0xb7, 0x04, 0, 0),
-                instruction(0x85, 0, 0, SK_REDIRECT_HASH),
-                instruction(0x95, 0, 0, 0),
-            ],
-        )
+        let key = [
+            // r2 = ctx->local_port; r3 = ctx->remote_port; if r2 != listener skip 3
+            instruction(0x61, 0x12, LOCAL_PORT, 0),
+            instruction(0x61, 0x13, REMOTE_PORT, 0),
+            instruction(0x55, 0x02, 3, i32::from(listener)),
+            // r2 = ntohl(r3) | ACCEPTED
+            instruction(0xbf, 0x32, 0, 0),
+            instruction(0xdc, 0x02, 0, 32),
+            instruction(0x47, 0x02, 0, ACCEPTED.cast_signed()),
+        ];
+        let redirect = self.redirect(SK_REDIRECT_HASH, OUT);
+        self.attach(BPF_PROG_TYPE_SK_SKB, BPF_SK_SKB_STREAM_VERDICT, &[&key[..], &redirect, &[EXIT]].concat())
+    }
+
+    /// (u32) fp[-4] = r2; r0 = helper(ctx, this map, fp - 4, flags)
+    fn redirect(&self, helper: i32, flags: i32) -> [[u8; 8]; 7] {
+        [
+            instruction(0x63, 0x2a, -4, 0),
+            // r2 = map, in two
+            instruction(0x18, 0x12, 0, self.0.as_raw_fd()),
+            [0; 8],
+            instruction(0xbf, 0xa3, 0, 0),
+            instruction(0x07, 0x03, 0, -4),
+            instruction(0xb7, 0x04, 0, flags),
+            instruction(0x85, 0, 0, helper),
+        ]
     }
 }
 
@@ -145,13 +151,8 @@ pub(super) fn accepted(port: u16) -> u32 {
     u32::from(port) | ACCEPTED
 }
 
-/// r2 = map
-fn map(map: &SockHash) -> [[u8; 8]; 2] {
-    [instruction(0x18, 0x12, 0, map.0.as_raw_fd()), [0; 8]]
-}
-
 /// `struct bpf_insn`; `registers`: the source in the high half.
-fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> [u8; 8] {
+const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> [u8; 8] {
     let ([o0, o1], [i0, i1, i2, i3]) = (offset.to_ne_bytes(), immediate.to_ne_bytes());
     [code, registers, o0, o1, i0, i1, i2, i3]
 }

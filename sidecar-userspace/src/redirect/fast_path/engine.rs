@@ -4,7 +4,7 @@ use std::io::{self, Read as _};
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, SockHash},
+    maps::{Array, HashMap, Map, MapData, MapError, SockHash, sock::SockMapFd},
     programs::{Iter, Program, ProgramError, SkMsg},
 };
 use sidecar_common::{
@@ -21,6 +21,8 @@ use crate::redirect::{
 
 /// The program that judges messages.
 const MESSAGE_PROGRAM: &str = "on_message";
+/// The program that judges what the proxy sends.
+const ANSWER_PROGRAM: &str = "on_answer";
 /// The program that passes over sockets.
 const SOCKET_PROGRAM: &str = "on_socket";
 
@@ -80,6 +82,16 @@ impl Maps {
             receivers: open(all, "RECEIVERS")?,
         })
     }
+
+    /// Where programs for applications' ends are attached.
+    fn senders(&self) -> Result<SockMapFd, RedirectError> {
+        self.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))
+    }
+
+    /// Where programs for the proxy's ends are attached.
+    fn receivers(&self) -> Result<SockMapFd, RedirectError> {
+        self.receivers.fd().try_clone().map_err(MapError::IoError).map_err(map_error("RECEIVERS", "opened"))
+    }
 }
 
 /// The loaded fast path.
@@ -95,12 +107,10 @@ impl Engine {
     pub(super) fn load(mut ebpf: Ebpf, mut maps: Maps, netns: u64) -> Result<Self, Error> {
         let KernelTypes { fields, iterator } = kernel_types::read()?;
         maps.fields.set(0, fields, 0).map_err(map_error("KERNEL_FIELDS", "written"))?;
-        let refused = |program| move |error| Error::Program { program, words: refusal(&error) };
         iterator_of(&mut ebpf).and_then(|program| program.load("tcp", &iterator)).map_err(refused(SOCKET_PROGRAM))?;
-        let senders =
-            maps.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))?;
+        let senders = maps.senders()?;
         // Attached before the first insertion: a socket takes its program from the map when it comes in.
-        message_program(&mut ebpf)
+        message_program(&mut ebpf, MESSAGE_PROGRAM)
             .and_then(|program| {
                 program.load()?;
                 program.attach(&senders)
@@ -139,6 +149,23 @@ impl Engine {
         enrolled.map(|()| found.len())
     }
 
+    /// Does `probe` while what the proxy sends is judged as well, on connections that are enrolled meanwhile: a socket takes its
+    /// program from the map when it comes in. The program is loaded for that time only.
+    pub(super) fn with_answers<T>(&mut self, probe: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        let receivers = self.maps.receivers()?;
+        let answers = message_program(&mut self.ebpf, ANSWER_PROGRAM);
+        let attached = answers.and_then(|program| {
+            program.load()?;
+            program.attach(&receivers)
+        });
+        let outcome = attached.map_err(refused(ANSWER_PROGRAM)).and_then(|_| probe(self));
+        let gone = match message_program(&mut self.ebpf, ANSWER_PROGRAM).and_then(SkMsg::unload) {
+            Err(ProgramError::NotLoaded) => Ok(()),
+            unloaded => unloaded.map_err(refused(ANSWER_PROGRAM)),
+        };
+        outcome.and_then(|outcome| gone.map(|()| outcome))
+    }
+
     /// Enrolled ends now: the applications' and the proxy's.
     pub(super) fn enrolled(&self) -> (usize, usize) {
         (self.maps.senders.keys().count(), self.maps.receivers.keys().count())
@@ -156,9 +183,7 @@ impl Engine {
             let link = program.attach()?;
             program.take_link(link)
         };
-        let iterator = iterator_of(&mut self.ebpf)
-            .and_then(attach)
-            .map_err(|error| Error::Program { program: SOCKET_PROGRAM, words: refusal(&error) })?;
+        let iterator = iterator_of(&mut self.ebpf).and_then(attach).map_err(refused(SOCKET_PROGRAM))?;
         let mut file = iterator.into_file().map_err(|error| Error::Pass(io::Error::other(error)))?;
         // The program writes nothing: the end comes when every socket was seen, or `EAGAIN` in the middle of many.
         let mut nothing = [0; 64];
@@ -181,6 +206,10 @@ fn iterator_of(ebpf: &mut Ebpf) -> Result<&mut Iter, ProgramError> {
     program(ebpf, SOCKET_PROGRAM).try_into()
 }
 
-fn message_program(ebpf: &mut Ebpf) -> Result<&mut SkMsg, ProgramError> {
-    program(ebpf, MESSAGE_PROGRAM).try_into()
+fn message_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SkMsg, ProgramError> {
+    program(ebpf, name).try_into()
+}
+
+fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> Error {
+    move |error| Error::Program { program, words: refusal(&error) }
 }

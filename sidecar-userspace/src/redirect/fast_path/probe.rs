@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     lifecycle::{self, fast_path::Report},
-    net::scratch::Rendezvous,
+    net::scratch::{Rendezvous, Scratch},
 };
 
 impl Report {
@@ -33,8 +33,17 @@ impl Report {
     }
 }
 
-/// Plays every trap. Leaves the engine switched off.
-pub(super) fn probe(engine: &mut Engine) -> Result<Report, Error> {
+/// What goes past TCP.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Directions {
+    /// What the application sends: the fast path.
+    One,
+    /// What the proxy sends as well.
+    Both,
+}
+
+/// Plays every trap with these directions. Leaves the engine switched off.
+pub(super) fn probe(engine: &mut Engine, directions: Directions) -> Result<Report, Error> {
     let started = Instant::now();
     let failed = |what| move |source| Error::Probe { what, source };
     let meeting = Rendezvous::open().map_err(failed("listen on loopback"))?;
@@ -52,7 +61,10 @@ pub(super) fn probe(engine: &mut Engine) -> Result<Report, Error> {
     // What is connected from here on is for comparison, and nobody enrols it.
     engine.look_for(None, u64::MAX)?;
     passed?;
-    let redirects = witness_redirection(&witness).map_err(failed("write over loopback"))?;
+    let Ends { app, proxy } = &witness;
+    let there = witness_redirection(app, proxy).map_err(failed("write over loopback"))?;
+    let back =
+        directions == Directions::One || witness_redirection(proxy, app).map_err(failed("write over loopback"))?;
     let mut sprung = Vec::new();
     for (trap, ends) in TRAPS.iter().zip(ends) {
         let expected = connect(trap.blocking).and_then(trap.play).map_err(failed("play a trap by TCP"))?;
@@ -61,7 +73,7 @@ pub(super) fn probe(engine: &mut Engine) -> Result<Report, Error> {
         }
     }
     engine.turn(false)?;
-    Ok(Report { redirects, sprung, took: started.elapsed() })
+    Ok(Report { redirects: there && back, sprung, took: started.elapsed() })
 }
 
 /// Whether something else is seen than `expected`; what does not end in time is something else.
@@ -80,12 +92,12 @@ fn springs(trap: &Trap, ends: Ends, expected: &[i64]) -> bool {
 }
 
 /// Messages arrive whole, and TCP knows nothing of them.
-fn witness_redirection(Ends { app, proxy }: &Ends) -> io::Result<bool> {
-    let before = proxy.received_by_tcp()?;
+fn witness_redirection(from: &Scratch, to: &Scratch) -> io::Result<bool> {
+    let before = to.received_by_tcp()?;
     let sent: Vec<u8> = (0..1000).map(|at| at as u8).collect();
-    app.write(&sent)?;
-    let arrived = proxy.await_all(sent.len())?;
-    Ok(arrived == sent && proxy.received_by_tcp()? == before)
+    from.write(&sent)?;
+    let arrived = to.await_all(sent.len())?;
+    Ok(arrived == sent && to.received_by_tcp()? == before)
 }
 
 #[cfg(test)]

@@ -100,8 +100,7 @@ mod tests {
     #[test]
     fn other_words_are_no_marker() {
         let good = Marker::new(b"object", 15006, &Subflows::Told, true).to_string();
-        for text in ["", "sidecar", "other layout=1", &good.replace("layout=1", "layout=x"), &good.replace("pid", "p")]
-        {
+        for text in ["", "sidecar", "other layout=1", &good.replace("layout=", "layout=x"), &good.replace("pid", "p")] {
             assert_eq!(Marker::parse(text), None, "{text}");
         }
     }

@@ -1,0 +1,66 @@
+//! What the probe finds on each kernel, and what becomes of it: of the fast path as it is, and of what it could be as well.
+
+use anyhow::{Context, Result, ensure};
+use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, patient};
+
+#[test]
+fn fastpath_is_what_check_says() -> Result<()> {
+    let world = World::new()?;
+    for (setting, told) in [("off", &["off; "][..]), ("force", &["forced: ", "not used: "]), ("auto", &["used: "])] {
+        let mut command = Sidecar::program()?;
+        command.args(["check", "--set", &format!("acceleration={setting}")]);
+        let said = world.client.spawn_beside_sidecar(command)?.finish(patient(PATIENCE))?;
+        let line = said.lines().find(|line| line.contains("fast path")).context("no line about it")?;
+        ensure!(told.iter().any(|words| line.contains(words)), "{setting}: {line}");
+    }
+    Ok(())
+}
+
+#[test]
+fn fastpath_auto_is_on_exactly_where_no_trap_is_sprung() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, "acceleration: auto\n")?;
+    let status = sidecar.fast_path_probed()?;
+    // For the table in the README: `cargo xtask vm -- --nocapture fastpath_auto`.
+    println!("acceleration: auto makes of this kernel: {status}");
+    let clean = status["redirects"] == true && status["sprung"].as_array().is_some_and(Vec::is_empty);
+    ensure!(status["on"] == clean, "{status}");
+    let metrics = sidecar.metrics()?;
+    ensure!(metrics.sum("sidecar_fast_path_on", &[]) == f64::from(u8::from(clean)), "{status}");
+    let sprung = status["sprung"].as_array().map_or(0, Vec::len) as f64;
+    ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == sprung, "{status}");
+    Ok(())
+}
+
+/// The traps that a line of `sidecar check` names.
+fn sprung(line: &str) -> Vec<&str> {
+    let names = line.split_once("traps: ").and_then(|(_, rest)| rest.split_once(';'));
+    names.map(|(names, _)| names.split(", ").collect()).unwrap_or_default()
+}
+
+/// An application's end that has a second queue shows it: that is why nothing is ever redirected to it.
+#[test]
+fn fastpath_in_both_directions_would_be_seen_by_applications_and_check_says_how() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, "acceleration: force\n")?;
+    let status = sidecar.fast_path_probed()?;
+    if status["redirects"] != true {
+        harness::skip("fastpath", "this kernel does not redirect");
+        return Ok(());
+    }
+    let mut command = Sidecar::program()?;
+    command.args(["check", "--set", "acceleration=force"]);
+    // In the other pod: in this one the ports are taken.
+    let said = world.server.spawn_beside_sidecar(command)?.finish(patient(PATIENCE))?;
+    // For the table in the README: `cargo xtask vm -- --nocapture fastpath_in_both`.
+    let line = |name| said.lines().find(|line| line.starts_with(name)).context("no line about it");
+    let (one, both) = (line("-     fast path ")?, line("-     both directions ")?);
+    println!("{one}\n{both}");
+    ensure!(sprung(both).contains(&"splice") && both.contains("never used"), "{both}");
+    // What both show is not told of the one that is used: the sidecar itself, which tries one alone, has found the same.
+    let found = status["sprung"].as_array().context("what the probe found")?;
+    for trap in ["fionread", "splice"] {
+        ensure!(one.contains(trap) == found.iter().any(|name| name == trap), "{status}: {one}");
+    }
+    Ok(())
+}
