@@ -1,6 +1,8 @@
 //! Every map, and who writes, reads and deletes its entries. Layouts live in `sidecar-common`; sizes marked *configured*
 //! are set by the loader.
 
+use core::ptr::{read_volatile, write_volatile};
+
 use aya_ebpf::{
     btf_maps::SkStorage,
     helpers::generated::bpf_map_lookup_elem,
@@ -39,7 +41,7 @@ pub static EXCLUDED_CIDRS: LpmTrie<Ip, u32> = LpmTrie::with_max_entries(1, 0);
 /// The pod's own addresses and the index of the interface that owns each. Written by user space, which follows the
 /// kernel's address notifications; read with every verdict.
 #[map]
-pub static OWN_ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+pub static OWN_ADDRESSES: HashMap<Ip, u32> = HashMap::with_max_entries(4096, NO_PREALLOC);
 
 /// Destination network to the pod's address that the kernel chooses as source. Written by user space, which follows the
 /// kernel's route notifications; read by connect.
@@ -54,23 +56,23 @@ pub static PROXY_LISTENERS: SockMap = SockMap::with_max_entries(2, 0);
 /// Address and port of the application's listening sockets, and how many share it (`SO_REUSEPORT`). Written by sockops,
 /// deleted by user space; read by sk_lookup. *Configured.*
 #[map]
-pub static APP_LISTENERS: HashMap<Endpoint, u64> = HashMap::with_max_entries(16384, NO_PREALLOC);
+pub static APP_LISTENERS: HashMap<Endpoint, u64> = HashMap::with_max_entries(4096, NO_PREALLOC);
 
 /// Listening sockets that sockops did not see: those from before the capture. Written and deleted by user space, which
 /// compares with the kernel's socket table; read by sk_lookup. *Configured.*
 #[map]
-pub static SEEDED_LISTENERS: HashMap<Endpoint, u64> = HashMap::with_max_entries(16384, NO_PREALLOC);
+pub static SEEDED_LISTENERS: HashMap<Endpoint, u64> = HashMap::with_max_entries(4096, NO_PREALLOC);
 
 /// One entry: not zero once a listening socket found no room in the maps of them. Written by sockops and user space; read
 /// by sk_lookup.
 #[map]
 pub static LISTENERS_LOST: Array<u32> = Array::with_max_entries(1, 0);
 
-/// Ports on which what listens at `::` is for IPv6 alone (`IPV6_V6ONLY`). Written and deleted by sockops as sockets begin to
-/// listen, and by user space for those that sockops did not see or the kernel does not show; read by sk_lookup. There may be
-/// one for a port on which nobody listens, and there is room for all ports.
+/// A byte for each port, in host order: not zero where what listens at `::` is for IPv6 alone (`IPV6_V6ONLY`). Written by sockops as
+/// sockets begin to listen, and, as memory, by user space for those that sockops did not see or the kernel does not show; read by
+/// sk_lookup. One of a port on which nobody listens means nothing.
 #[map]
-pub static V6_ONLY: HashMap<PortBe, u32> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+pub static V6_ONLY: Array<[u8; 1 << 16]> = Array::with_max_entries(1, MMAPABLE);
 
 /// A byte for every socket that begins to listen at `::` or is bound to a device, so that user space looks at once. Written by sockops, read by
 /// user space. A page, the smallest size: a lost byte costs seconds, since user space looks from time to time anyway.
@@ -150,6 +152,29 @@ pub fn device_of(ip: Ip) -> u32 {
 pub fn port_roles(port: PortBe) -> u32 {
     // SAFETY: as above.
     unsafe { PORTS.get(port) }.copied().unwrap_or(0)
+}
+
+/// The byte of a port in [`V6_ONLY`].
+#[inline(always)]
+fn v6_only(port: PortBe) -> Option<*mut u8> {
+    // SAFETY: a port is within the value, which has a byte for each.
+    V6_ONLY.get_ptr_mut(0).map(|ports| unsafe { ports.cast::<u8>().add(port.host().into()) })
+}
+
+/// Whether what listens at `::` on this port, if anything, is for IPv6 alone.
+#[inline(always)]
+pub fn is_v6_only(port: PortBe) -> bool {
+    // SAFETY: one byte, which others may write at any time.
+    v6_only(port).is_some_and(|ports| unsafe { read_volatile(ports) } != 0)
+}
+
+/// Notes whether what listens at `::` on this port is for IPv6 alone.
+#[inline(always)]
+pub fn note_v6_only(port: PortBe, alone: bool) {
+    if let Some(ports) = v6_only(port) {
+        // SAFETY: as above.
+        unsafe { write_volatile(ports, alone.into()) };
+    }
 }
 
 /// Whether the application listens on exactly this address and port.

@@ -11,7 +11,7 @@ use sidecar_common::{
 use crate::{
     count::count,
     ctx::{self, Lookup},
-    maps::{LISTENERS_LOST, V6_ONLY, device_of, listened_at, port_roles},
+    maps::{LISTENERS_LOST, device_of, is_v6_only, listened_at, port_roles},
 };
 
 #[sk_lookup]
@@ -85,8 +85,7 @@ fn listened(local: Endpoint) -> bool {
         if listened_at(Endpoint::new(Ip::UNSPECIFIED_V4, local.port)) {
             return true;
         }
-        // SAFETY: only the presence of the entry counts; its value is not read.
-        if unsafe { V6_ONLY.get(local.port) }.is_some() {
+        if is_v6_only(local.port) {
             return false;
         }
     }

@@ -23,7 +23,7 @@ use sidecar_common::{
 use crate::{
     count::count,
     ctx::{self, SockOps, Socket},
-    maps::{APP_LISTENERS, FLOWS, LISTENERS_LOST, LISTENING, PRESENTED_FLOWS, V6_ONLY, listened_at},
+    maps::{APP_LISTENERS, FLOWS, LISTENERS_LOST, LISTENING, PRESENTED_FLOWS, listened_at, note_v6_only},
 };
 
 /// States of `enum` in include/net/tcp_states.h.
@@ -140,9 +140,9 @@ fn listening(event: &SockOps<'_>) {
 fn note_families(event: &SockOps<'_>, at: Endpoint) {
     // Where the kernel does not show it, it serves both until user space knows better.
     if !event.socket().and_then(Socket::is_v6_only).unwrap_or(false) {
-        let _ = V6_ONLY.remove(at.port);
+        note_v6_only(at.port, false);
     } else if !listened_at(at) {
-        let _ = V6_ONLY.insert(at.port, 1, 0);
+        note_v6_only(at.port, true);
     }
 }
 

@@ -155,7 +155,7 @@ pub enum OnFailure {
 pub struct MapSizes {
     /// Connections between their SYN and the proxy's accept. Default 16384.
     pub flows: u32,
-    /// Listening sockets of the application. Default 16384.
+    /// Listening sockets of the application. Default 4096.
     pub listeners: u32,
     /// Connections on the fast path; further ones stay on TCP. Default 16384.
     pub accelerated: u32,

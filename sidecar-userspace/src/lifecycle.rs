@@ -7,4 +7,4 @@ pub mod fast_path;
 pub mod readiness;
 pub mod startup;
 pub mod together;
-mod words;
+pub(crate) mod words;

@@ -31,6 +31,7 @@ mod rules;
 mod socket_table;
 mod store;
 mod uncaptured;
+mod v6_only;
 
 pub use addresses::AddressWatch;
 pub use bpf_log::BpfLog;

@@ -38,7 +38,7 @@ impl Default for InboundCapture {
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { flows: 16384, listeners: 16384, accelerated: 16384 }
+        Self { flows: 16384, listeners: 4096, accelerated: 16384 }
     }
 }
 

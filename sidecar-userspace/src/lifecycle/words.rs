@@ -1,6 +1,12 @@
 //! Words of memory that are shared: with the kernel, or between supervisor and worker.
 
-use std::{io, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
+use std::{
+    io,
+    num::NonZeroUsize,
+    os::fd::AsFd,
+    ptr::NonNull,
+    sync::atomic::{AtomicU8, AtomicU64},
+};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -8,7 +14,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 const PAGE: usize = 4096;
 
 /// A mapping of a file of words: an eBPF array, or memory without a name.
-pub(super) struct Words {
+pub(crate) struct Words {
     at: NonNull<libc::c_void>,
     bytes: NonZeroUsize,
     count: usize,
@@ -21,12 +27,12 @@ unsafe impl Sync for Words {}
 
 impl Words {
     /// Maps the first `count` words of `file` for reading and writing.
-    pub(super) fn map(file: impl AsFd, count: usize) -> io::Result<Self> {
+    pub(crate) fn map(file: impl AsFd, count: usize) -> io::Result<Self> {
         Self::with(file, count, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
     }
 
     /// Maps them for reading.
-    pub(super) fn map_to_read(file: impl AsFd, count: usize) -> io::Result<Self> {
+    pub(crate) fn map_to_read(file: impl AsFd, count: usize) -> io::Result<Self> {
         Self::with(file, count, ProtFlags::PROT_READ)
     }
 
@@ -40,7 +46,7 @@ impl Words {
 
     /// Puts the words of another file in the place of these, which were mapped for reading: whoever reads them reads the
     /// others from then on.
-    pub(super) fn replace(&self, file: impl AsFd) -> io::Result<()> {
+    pub(crate) fn replace(&self, file: impl AsFd) -> io::Result<()> {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
         // SAFETY: the place is our own mapping, of this length, which the kernel replaces at once; all uses of it are atomic
         // loads of whole words, which may come before or after.
@@ -49,8 +55,15 @@ impl Words {
         Ok(())
     }
 
+    /// One byte of memory that is used by bytes alone. What was mapped for reading must not be stored to: the process would die of it.
+    pub(crate) fn byte(&self, index: usize) -> &AtomicU8 {
+        assert!(index < self.count * size_of::<u64>(), "byte {index} of {} words", self.count);
+        // SAFETY: the mapping lives as long as `self` and has at least `count` words; whoever shares it uses it by bytes.
+        unsafe { AtomicU8::from_ptr(self.at.as_ptr().cast::<u8>().add(index)) }
+    }
+
     /// One of them. A word that was mapped for reading must not be stored to: the process would die of it.
-    pub(super) fn get(&self, index: usize) -> &AtomicU64 {
+    pub(crate) fn get(&self, index: usize) -> &AtomicU64 {
         assert!(index < self.count, "word {index} of {}", self.count);
         // SAFETY: the mapping lives as long as `self`, is page-aligned and has at least `count` words; whoever shares it
         // writes it by whole words.

@@ -276,7 +276,7 @@ impl Capture {
 }
 
 /// Says which map cannot be seen as memory.
-fn mapping(map: &'static str) -> impl FnOnce(io::Error) -> Error {
+pub(super) fn mapping(map: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Mapping { map, source }
 }
 

@@ -17,7 +17,7 @@ use netlink_packet_sock_diag::inet::{InetResponse, StateFlags, nlas::Nla};
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use sidecar_common::addr::{Endpoint, Ip, PortBe};
 
-use super::{capture::map_error, error::Error, maps::Maps, netlink::Netlink, rules::ip, socket_table};
+use super::{capture::map_error, error::Error, maps::Maps, netlink::Netlink, rules::ip, socket_table, v6_only::V6Only};
 use crate::pod;
 
 /// Keeps `SEEDED_LISTENERS` equal to what the kernel's socket table has and `APP_LISTENERS` has not, and `V6_ONLY` to what
@@ -28,7 +28,7 @@ pub struct ListenerWatch {
     proxy_cgroup: u64,
     counted: HashMap<MapData, Endpoint, u64>,
     seeded: HashMap<MapData, Endpoint, u64>,
-    v6_only: HashMap<MapData, PortBe, u32>,
+    v6_only: V6Only,
     lost: Array<MapData, u32>,
     warned: bool,
     device_bound: HashSet<u16>,
@@ -81,7 +81,7 @@ impl ListenerWatch {
     ) -> Result<Self, Error> {
         let ListenerMaps { counted, seeded, v6_only, lost, events } = maps;
         Ok(Self {
-            v6_only: v6_only.try_into().map_err(map_error("V6_ONLY", "opened"))?,
+            v6_only: V6Only::open(v6_only)?,
             lost: lost.try_into().map_err(map_error("LISTENERS_LOST", "opened"))?,
             warned: false,
             device_bound: HashSet::new(),
@@ -141,9 +141,9 @@ impl ListenerWatch {
     /// Seeds what sockops has not counted, forgets what is gone.
     pub(super) fn compare(&mut self) -> Result<(), Error> {
         self.unsettled = true;
-        let v6_only = keys(&self.v6_only, "V6_ONLY")?;
+        let v6_only = self.v6_only.noted();
         let table = self.listening().map_err(unreadable)?;
-        self.compare_v6_only(&v6_only, &table)?;
+        self.v6_only.compare(&v6_only, &table);
         let device_bound = table.iter().filter(|(_, how)| how.device_bound);
         self.device_bound = device_bound.map(|(at, _)| at.port.host()).collect();
         let listening: HashSet<Endpoint> = table.into_keys().collect();
@@ -210,19 +210,6 @@ impl ListenerWatch {
         }
     }
 
-    /// `known`: what was known before the table was read. What the kernel side has learnt since then is younger than the
-    /// table. A port on which nobody listens stays: the next socket there may be noted at any moment.
-    fn compare_v6_only(&mut self, known: &HashSet<PortBe>, table: &Table) -> Result<(), Error> {
-        for (at, how) in table.iter().filter(|(at, _)| at.ip == Ip::UNSPECIFIED_V6) {
-            match (how.v6_only, known.contains(&at.port)) {
-                (true, false) => self.v6_only.insert(at.port, 1, 0).map_err(map_error("V6_ONLY", "written"))?,
-                (false, true) => drop(self.v6_only.remove(&at.port)),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     /// Where tasks of the pod's cgroup listen in this network namespace.
     fn listening(&self) -> io::Result<Table> {
         let mut cgroups = pod::descendants(&self.pod_cgroup)?;
@@ -240,13 +227,13 @@ impl ListenerWatch {
 }
 
 /// Where sockets listen, and how.
-type Table = std::collections::HashMap<Endpoint, How>;
+pub(super) type Table = std::collections::HashMap<Endpoint, How>;
 
 /// How the sockets that share an address listen.
 #[derive(Clone, Copy)]
-struct How {
+pub(super) struct How {
     /// All of them for IPv6 alone.
-    v6_only: bool,
+    pub(super) v6_only: bool,
     /// One of them on a certain device.
     device_bound: bool,
 }

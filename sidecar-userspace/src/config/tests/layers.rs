@@ -29,7 +29,7 @@ capture:
   heartbeat_max_age: 1s
   maps:
     flows: 16384
-    listeners: 16384
+    listeners: 4096
     accelerated: 16384
 proxy:
   workers: {workers}
