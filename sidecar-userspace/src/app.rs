@@ -50,7 +50,7 @@ pub enum Error {
     #[error(transparent)]
     Admin(#[from] admin::Error),
     /// The kernel gives no thread or reactor.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}{}", room_hint(.source))]
     Runtime {
         /// What was asked for.
         what: &'static str,
@@ -73,5 +73,15 @@ pub fn run() -> Result<ExitCode, Error> {
             let told = channel.send(&language::Report::Failed(error.to_string()), &[]);
             told.map_err(Error::Alone).map(|()| ExitCode::FAILURE)
         }
+    }
+}
+
+/// A thread that has no room for its stack is told from one too many by nobody: pthread_create(3) says EAGAIN for both.
+fn room_hint(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOMEM) => {
+            "; raise the pod's pids limit, or what it may have of memory (memory.max, ulimit -v), or lower proxy.workers"
+        }
+        _ => "",
     }
 }

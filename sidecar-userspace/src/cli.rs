@@ -50,7 +50,8 @@ enum Command {
     TakeOver {
         /// Its number.
         descriptor: i32,
-        /// Fail at this program, as if the kernel refused it, to see that everything is given back.
+        /// Fail at this program, as if the kernel refused it, to see that everything is given back; `take-over`: crash when all
+        /// is done but the word that it is.
         #[arg(long, value_name = "PROGRAM")]
         refuse: Option<String>,
     },

@@ -107,12 +107,12 @@ impl Drop for TellEnd {
 }
 
 impl Workers {
-    /// Starts the threads.
+    /// Starts the threads. None accepts before all are there: what the first had taken would be reset if the last could not be had.
     ///
     /// # Errors
     /// The kernel gives no thread, reactor or descriptor.
     pub fn start(self) -> io::Result<Running> {
-        let (stop, _) = watch::channel(false);
+        let (stop, begin) = (watch::Sender::new(false), watch::Sender::new(false));
         let mut running = Running { threads: Vec::new(), stop, ended: Arc::default() };
         for index in 0..self.shared.limits.workers {
             let worker = Worker {
@@ -122,11 +122,13 @@ impl Workers {
                 shared: Arc::clone(&self.shared),
                 heartbeat: self.heartbeat.clone(),
                 beat_every: self.beat_every,
+                begin: begin.subscribe(),
                 handed_over: self.handed_over.clone(),
             };
             let thread = worker.start(running.stop.subscribe(), TellEnd(Arc::clone(&running.ended)))?;
             running.threads.push(thread);
         }
+        begin.send_replace(true);
         Ok(running)
     }
 }

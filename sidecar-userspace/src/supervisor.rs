@@ -25,6 +25,7 @@ mod signals;
 mod start;
 mod turns;
 mod upgrade;
+mod waiting;
 mod worker;
 
 use std::process::ExitCode;
@@ -43,7 +44,7 @@ pub fn run(loaded: Loaded) -> Result<ExitCode, Error> {
 }
 
 /// Goes on with what the binary that this process ran before has left behind a descriptor. `refused`: a program whose attachment is to
-/// fail, as if the kernel refused it.
+/// fail, as if the kernel refused it, or [`TAKE_OVER`] for a crash after all of them.
 ///
 /// # Errors
 /// It has left nothing, or it could not go on either.

@@ -61,7 +61,9 @@ pub enum Error {
     #[error("metrics exporter: {0}")]
     Exporter(#[from] BuildError),
     /// The access log has no thread to write it.
-    #[error("clone() of the access log's thread: {0}; raise the pod's pids limit")]
+    #[error(
+        "clone() of the access log's thread: {0}; raise the pod's pids limit, or what it may have of memory (memory.max, ulimit -v)"
+    )]
     Thread(#[source] std::io::Error),
 }
 

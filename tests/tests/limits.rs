@@ -3,6 +3,8 @@
 
 #[path = "limits/memory.rs"]
 mod memory;
+#[path = "limits/shortage.rs"]
+mod shortage;
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -54,15 +54,8 @@ impl Stage {
         refused(&self.world.client, args)
     }
 
-    /// An executable file that is no build of ours.
     fn script(&self, name: &str, text: &str) -> Result<String> {
-        let (draft, path) = (self.pod().directory().join("draft"), self.pod().directory().join(name));
-        fs::write(&draft, text)?;
-        // Another process writes what is to be executed: one that is forked here meanwhile would hold it open for writing.
-        let mut install = Command::new("install");
-        install.args(["-m", "755"]).args([&draft, &path]);
-        Spawn::default().start(install)?.finish(PATIENCE)?;
-        Ok(path.to_str().context("a path of words")?.to_owned())
+        script(self.pod(), name, text)
     }
 
     /// The sidecar is as it was: the same processes, ready, and a connection goes through it.
@@ -74,6 +67,17 @@ impl Stage {
         ensure!(seen.port() != local.port(), "it goes direct");
         Ok(())
     }
+}
+
+/// An executable file that is no build of ours.
+fn script(pod: &Pod, name: &str, text: &str) -> Result<String> {
+    let (draft, path) = (pod.directory().join("draft"), pod.directory().join(name));
+    fs::write(&draft, text)?;
+    // Another process writes what is to be executed: one that is forked here meanwhile would hold it open for writing.
+    let mut install = Command::new("install");
+    install.args(["-m", "755"]).args([&draft, &path]);
+    Spawn::default().start(install)?.finish(PATIENCE)?;
+    Ok(path.to_str().context("a path of words")?.to_owned())
 }
 
 fn command(pod: &Pod, args: &[&str]) -> Result<Command> {

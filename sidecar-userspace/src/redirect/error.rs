@@ -18,7 +18,7 @@ pub enum Error {
     #[error("{} missing: loading and attaching the capture needs it; run as root or add it to the container's securityContext.capabilities.add", .0.join(" and "))]
     Capabilities(Vec<&'static str>),
     /// The eBPF object could not be created in the kernel.
-    #[error("the eBPF maps cannot be created: {}", chain(.0))]
+    #[error("the eBPF maps cannot be created: {}{}", chain(.0), room_hint(.0))]
     Object(Box<EbpfError>),
     /// The kernel refused a program.
     #[error(
@@ -214,6 +214,17 @@ pub enum Error {
     /// The probe connection itself failed.
     #[error("the probe connection over loopback failed: {0}")]
     Probe(#[source] io::Error),
+}
+
+/// What an operator can do about maps that the kernel has no room for.
+fn room_hint(error: &EbpfError) -> &'static str {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |cause| cause.source());
+    let codes = causes.filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    if codes.into_iter().any(|code| code == libc::ENOMEM) {
+        "; the kernel counts them as memory of the sidecar: raise its limit (memory.max), or lower capture.maps"
+    } else {
+        ""
+    }
 }
 
 /// An error with all its causes on one line.

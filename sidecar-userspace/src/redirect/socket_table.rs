@@ -19,8 +19,12 @@ pub(super) fn read(netlink: &Netlink, states: StateFlags) -> io::Result<Vec<Inet
         let answers = netlink.dump(BothFamilies::Request(states.clone()))?;
         Ok(answers.into_iter().filter_map(BothFamilies::answer).collect())
     };
-    // A kernel that does not know the older request is asked for one family after the other.
-    both().or_else(|_: io::Error| by_family(netlink, &states))
+    // A kernel that does not know the older request is asked for one family after the other (net/core/sock_diag.c,
+    // `sock_diag_rcv_msg`).
+    both().or_else(|error: io::Error| match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP | libc::EINVAL) => by_family(netlink, &states),
+        _ => Err(error),
+    })
 }
 
 fn by_family(netlink: &Netlink, states: &StateFlags) -> io::Result<Vec<InetResponse>> {

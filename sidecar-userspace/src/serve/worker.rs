@@ -45,6 +45,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) heartbeat: Heartbeat,
     pub(super) beat_every: Duration,
+    /// True: the others run as well.
+    pub(super) begin: watch::Receiver<bool>,
     pub(super) handed_over: watch::Receiver<bool>,
 }
 
@@ -90,6 +92,9 @@ impl Worker {
     /// All of it is what the runtime itself runs, and not tasks: these would wait in one queue behind those of connections,
     /// and a beat that waits there says that the thread hangs when it only works.
     async fn work(mut self) {
+        if self.begin.wait_for(|begin| *begin).await.is_err() {
+            return;
+        }
         let tunnels = self.tunnels.take();
         tokio::select! {
             () = self.beat() => {}

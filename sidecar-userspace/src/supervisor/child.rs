@@ -3,10 +3,9 @@
 use std::{io, os::unix::process::ExitStatusExt, process::ExitStatus};
 
 use nix::{
-    errno::Errno,
     sys::{
         signal::{Signal, kill},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
+        wait::WaitPidFlag,
     },
     unistd::Pid,
 };
@@ -47,19 +46,26 @@ impl Child {
     }
 
     fn wait_with(&mut self, flags: WaitPidFlag) -> io::Result<Option<ExitStatus>> {
-        while self.ended.is_none() {
-            self.ended = match waitpid(self.pid, Some(flags)) {
-                Err(Errno::EINTR) => continue,
-                // The word of wait(2): the code in its second byte, the signal in its first.
-                Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw(code << 8)),
-                Ok(WaitStatus::Signaled(_, signal, dumped)) => {
-                    Some(ExitStatus::from_raw(signal as i32 | if dumped { 0x80 } else { 0 }))
-                }
-                Ok(_) => return Ok(None),
-                Err(errno) => return Err(errno.into()),
-            };
+        if self.ended.is_none() {
+            self.ended = wait(self.pid, flags)?.filter(|status| status.code().or(status.signal()).is_some());
         }
         Ok(self.ended)
+    }
+}
+
+/// The word of wait(2) of a process; `None`: it has none. As the kernel gives it: one that names its signals knows no real-time ones.
+pub(super) fn wait(pid: Pid, flags: WaitPidFlag) -> io::Result<Option<ExitStatus>> {
+    let mut word = 0;
+    loop {
+        // SAFETY: the kernel writes one word, and `word` lives through the call.
+        match unsafe { libc::waitpid(pid.as_raw(), &raw mut word, flags.bits()) } {
+            0 => return Ok(None),
+            -1 => match io::Error::last_os_error() {
+                interrupted if interrupted.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+            _ => return Ok(Some(ExitStatus::from_raw(word))),
+        }
     }
 }
 
@@ -79,5 +85,13 @@ mod tests {
         runs.kill().unwrap();
         assert_eq!(runs.wait().unwrap().unwrap().signal(), Some(9));
         runs.kill().unwrap();
+    }
+
+    #[test]
+    fn the_end_by_a_real_time_signal_is_one_like_any_other() {
+        let mut runs = Child::of(Command::new("sleep").arg("1000").spawn().unwrap().id());
+        // SAFETY: kill(2) takes no pointers.
+        assert_eq!(unsafe { libc::kill(runs.pid.as_raw(), libc::SIGRTMIN() + 3) }, 0);
+        assert_eq!(runs.wait().unwrap().unwrap().signal(), Some(libc::SIGRTMIN() + 3));
     }
 }

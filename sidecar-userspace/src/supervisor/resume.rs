@@ -62,7 +62,6 @@ pub(super) fn resume(state: &State, refused: Option<String>) -> Result<Resumed, 
     let door = state.door.map(state::again).transpose().map_err(missing)?;
     let fast_path = keeping.accelerate(config.capture.acceleration, &board)?;
     // From here on nothing fails.
-    keeping.capture.hold_links();
     fast_path.iter().for_each(|path| path.resume(state.fast_path));
     listeners.own_file_of(&admin_socket);
     upgrades.door = door.map(|door| Door::inherited(door, &admin_socket));

@@ -1,15 +1,10 @@
-//! The supervisor's loop: one thread, one poll(2), and what each thing that speaks is answered with.
+//! The supervisor's loop: one thread, one wait for everything, and what each thing that speaks is answered with.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
-};
-
-use nix::{
-    errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
 use super::{
@@ -22,6 +17,7 @@ use super::{
     restarts::Restarts,
     signals::Signals,
     upgrade::Upgrades,
+    waiting,
     worker::{START_LIMIT, Stage, Worker},
 };
 use crate::{
@@ -147,15 +143,10 @@ impl Supervisor {
         speakers.extend(self.upgrades.descriptors().map(|descriptor| (Speaker::Upgrades, descriptor)));
         speakers.extend(self.configurations.descriptor().map(|descriptor| (Speaker::Configuration, descriptor)));
         speakers.extend(self.keeping.descriptors().map(|(kept, descriptor)| (Speaker::Kept(kept), descriptor)));
-        let mut polled: Vec<PollFd<'_>> =
-            speakers.iter().map(|(_, descriptor)| PollFd::new(*descriptor, PollFlags::POLLIN)).collect();
         // Rounded up: a turn that comes too early would be made again and again.
         let left = self.due().saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-        match poll(&mut polled, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::runtime("wait for events")(errno)),
-        }
-        let spoke = polled.iter().map(|polled| polled.any().unwrap_or(true));
+        let descriptors: Vec<_> = speakers.iter().map(|(_, descriptor)| *descriptor).collect();
+        let spoke = waiting::wait(&descriptors, left).map_err(Error::runtime("wait for events"))?;
         Ok(speakers.iter().zip(spoke).filter(|(_, spoke)| *spoke).map(|((speaker, _), _)| *speaker).collect())
     }
 

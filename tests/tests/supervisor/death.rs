@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nix::sys::signal::{Signal, kill};
+use nix::{
+    libc,
+    sys::signal::{Signal, kill},
+};
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, TO_V4},
@@ -46,6 +49,19 @@ fn a_server_whose_sidecar_loses_its_worker_serves_whoever_waits() -> Result<()> 
         stage.app.visit(TO_V4)?;
     }
     ensure!(sidecar.verdict("sk_lookup", "capture", "steered")? == 4, "{}", sidecar.verdicts());
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_a_real_time_signal_ends_has_a_successor() -> Result<()> {
+    let mut stage = stage()?;
+    let sidecar = Sidecar::start(&stage.world.client, "{}")?;
+    let worker = sidecar.worker()?;
+    // SAFETY: kill(2) takes no pointers.
+    ensure!(unsafe { libc::kill(worker.as_raw(), libc::SIGRTMIN() + 3) } == 0);
+    successor(&sidecar, worker)?;
+    ensure!(!stage.goes_direct()?, "a connection went direct{}", sidecar.process.output());
+    ensure!(restarts(&sidecar, "killed")? == 1);
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::chown},
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,7 +15,7 @@ use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, TO_V4},
     harness::{
-        PATIENCE, Puppet, Sidecar, Spawn, World, bpf, eventually, patient, with_other_tags, without_helper, work,
+        PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, eventually, patient, with_other_tags, without_helper, work,
     },
 };
 
@@ -38,35 +39,54 @@ fn give_capabilities(file: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Puts a copy of a binary where everybody may run it, with capabilities.
-fn capable(binary: &Path, directory: &Path, name: &str) -> Result<PathBuf> {
+/// Puts a copy of a binary where everybody may run it.
+fn bare(binary: &Path, directory: &Path, name: &str) -> Result<PathBuf> {
     let path = directory.join(name);
     let mut install = Command::new("install");
     install.args(["-m", "755"]).arg(binary).arg(&path);
     Spawn::default().start(install)?.finish(PATIENCE)?;
+    Ok(path)
+}
+
+/// The same, with capabilities.
+fn capable(binary: &Path, directory: &Path, name: &str) -> Result<PathBuf> {
+    let path = bare(binary, directory, name)?;
     give_capabilities(&path)?;
     Ok(path)
+}
+
+/// A directory of the user's.
+fn home(pod: &Pod) -> Result<PathBuf> {
+    let directory = pod.directory().join("user");
+    fs::create_dir(&directory)?;
+    chown(&directory, Some(USER), Some(USER))?;
+    Ok(directory)
+}
+
+/// Starts a sidecar of the user, by this file and with these capabilities that are not of the file.
+fn start(pod: &Arc<Pod>, directory: &Path, file: &Path, ambient: &str) -> Result<Sidecar> {
+    let config = format!("telemetry: {{ admin_socket: {}/admin.sock }}\n{LONG}", directory.display());
+    let shell = format!("exec {} \"$@\"", file.display());
+    let ids = [format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".to_owned()];
+    let sets = ["--inh-caps", "--ambient-caps"].map(|set| format!("{set}={ambient}"));
+    let args = ids.iter().chain(&sets).map(String::as_str).chain(["sh", "-c", &shell]).collect::<Vec<_>>();
+    let mut sidecar = Sidecar::spawn_through(pod, &config, "setpriv", &args)?;
+    sidecar.wait_until_ready(patient(PATIENCE))?;
+    let status = fs::read_to_string(format!("/proc/{}/status", sidecar.process.pid()))?;
+    ensure!(status.contains(&format!("Uid:\t{USER}\t{USER}")), "{status}");
+    Ok(sidecar)
 }
 
 #[test]
 fn a_sidecar_with_the_capabilities_of_its_file_is_upgraded_and_takes_back_as_one_of_root() -> Result<()> {
     let world = World::new()?;
     let (pod, ours) = (&world.client, PathBuf::from(Sidecar::program()?.get_program()));
-    let directory = pod.directory().join("user");
-    fs::create_dir(&directory)?;
-    chown(&directory, Some(USER), Some(USER))?;
+    let directory = home(pod)?;
     let first = capable(&ours, &directory, "first")?;
     let next = capable(&with_other_tags(&ours, &directory)?, &directory, "next")?;
     let broken = capable(&without_helper(&ours, &directory, 107)?, &directory, "broken")?;
     let [next, broken] = [&next, &broken].map(|path| path.to_str().context("a path of words"));
-    let config = format!("telemetry: {{ admin_socket: {}/admin.sock }}\n{LONG}", directory.display());
-    let shell = format!("exec {} \"$@\"", first.display());
-    let user = [format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".to_owned()];
-    let args = user.iter().map(String::as_str).chain(["sh", "-c", &shell]).collect::<Vec<_>>();
-    let mut sidecar = Sidecar::spawn_through(pod, &config, "setpriv", &args)?;
-    sidecar.wait_until_ready(patient(PATIENCE))?;
-    let status = fs::read_to_string(format!("/proc/{}/status", sidecar.process.pid()))?;
-    ensure!(status.contains(&format!("Uid:\t{USER}\t{USER}")), "{status}");
+    let sidecar = start(pod, &directory, &first, "-all")?;
     let (_server, mut app) = (Puppet::serving(&world.server, ANY)?, Puppet::start(pod)?);
     let before = bpf::tags(pod)?;
     app.begin(Order::Toil(TO_V4, 5, work(50)))?;
@@ -81,5 +101,28 @@ fn a_sidecar_with_the_capabilities_of_its_file_is_upgraded_and_takes_back_as_one
     ensure!(toil.outcome == "ok" && toil.moved > 0, "{}{}", toil.outcome, sidecar.process.output());
     ensure!(eventually(PATIENCE, || sidecar.is_ready()), "{}", sidecar.process.output());
     ensure!(upgrades(&sidecar, "upgraded")? == 1 && upgrades(&sidecar, "rolled_back")? == 1);
+    Ok(())
+}
+
+#[test]
+fn a_file_that_lacks_the_capabilities_of_the_one_that_runs_is_refused_and_the_answer_names_them() -> Result<()> {
+    let world = World::new()?;
+    let (pod, ours) = (&world.client, PathBuf::from(Sidecar::program()?.get_program()));
+    let directory = home(pod)?;
+    let (first, bare) = (capable(&ours, &directory, "first")?, bare(&ours, &directory, "bare")?);
+    let bare = bare.to_str().context("a path of words")?;
+    let sidecar = start(pod, &directory, &first, "-all")?;
+    let (processes, before) = (sidecar.pids(), bpf::tags(pod)?);
+    let why = refused(pod, &["--binary", bare]).with_context(|| sidecar.process.output())?;
+    let told =
+        ["everything is as it was", "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON", "setcap"].map(|part| why.contains(part));
+    ensure!(told == [true; 3] && why.contains(bare), "{why}");
+    ensure!(sidecar.pids() == processes && bpf::tags(pod)? == before && sidecar.is_ready());
+    ensure!(upgrades(&sidecar, "refused")? == 1);
+    drop(sidecar);
+    // What is not of the file stays with the process, whatever it runs.
+    let sidecar = start(pod, &directory, Path::new(bare), "+net_admin,+sys_admin,+perfmon,+bpf")?;
+    upgrade(pod, &["--binary", bare]).with_context(|| sidecar.process.output())?;
+    ensure!(eventually(PATIENCE, || sidecar.is_ready()), "{}", sidecar.process.output());
     Ok(())
 }

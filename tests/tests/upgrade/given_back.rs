@@ -1,16 +1,17 @@
 //! New binaries that fail after the process has gone on as one of them: the one before goes on, in the same process, with all that was
 //! open.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::process::ExitStatusExt, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use nix::{sys::signal::Signal, unistd::Pid};
 use sidecar_tests::{
     agent::puppet::Order,
     cases::net::TO_V4,
-    harness::{PATIENCE, Sidecar, bpf, eventually, patient, with_other_tags, work},
+    harness::{PATIENCE, Sidecar, World, bpf, children, eventually, patient, with_other_tags, work},
 };
 
-use super::{LONG, Stage, exchanged, upgrades};
+use super::{LONG, Stage, command, exchanged, script, upgrades};
 
 impl Stage {
     /// A binary that is ours, but for what it does when it is to take over.
@@ -94,4 +95,75 @@ fn a_binary_that_fails_in_the_middle_of_its_hooks_gives_back_those_that_it_has()
     let now = bpf::tags(stage.pod())?;
     ensure!(exchanged(&before, &now), "{now:?} after {before:?}");
     Ok(())
+}
+
+#[test]
+fn a_binary_that_crashes_when_all_is_done_gives_back_the_links_that_it_has() -> Result<()> {
+    let mut stage = Stage::new(LONG)?;
+    let ours = Sidecar::program()?.get_program().to_owned();
+    let ours = ours.to_str().context("a path of words")?;
+    let binary = stage.but(ours, "last", &format!("exec {ours} \"$@\" --refuse take-over"))?;
+    let before = links(stage.client.process.pid())?;
+    stage.gives_back(&binary, "SIGABRT").with_context(|| stage.client.process.output())?;
+    let now = links(stage.client.process.pid())?;
+    // One that was attached anew is another, and there was a moment without either.
+    ensure!(!before.is_empty() && now == before, "{now:?}, not {before:?}");
+    Ok(())
+}
+
+#[test]
+fn a_signal_without_a_name_while_a_binary_takes_over_is_its_own_business() -> Result<()> {
+    let stage = Stage::new(LONG)?;
+    let ours = Sidecar::program()?.get_program().to_owned();
+    let ours = ours.to_str().context("a path of words")?;
+    // A real-time one, which it ignores; whoever traces it sees it all the same.
+    let binary = stage.but(ours, "signalled", &format!("trap '' 40; kill -40 $$; exec {ours} \"$@\""))?;
+    stage.upgrade(&["--binary", &binary]).with_context(|| stage.client.process.output())?;
+    ensure!(upgrades(&stage.client, "upgraded")? == 1);
+    Ok(())
+}
+
+/// Nobody but its tracer may end it from within.
+#[test]
+fn the_first_process_of_a_pid_namespace_ends_if_it_cannot_be_given_back() -> Result<()> {
+    let world = World::new()?;
+    let pod = &world.client;
+    let ours = Sidecar::program()?.get_program().to_owned();
+    let ours = ours.to_str().context("a path of words")?;
+    let args = ["--pid", "--mount-proc", "--fork", "--kill-child"];
+    let mut sidecar = Sidecar::spawn_through(pod, "{}", "unshare", &args)?;
+    sidecar.wait_until_ready(patient(PATIENCE))?;
+    let first = children(sidecar.process.pid()).first().copied().context("no supervisor")?;
+    // Without descriptors it does not find the binary before.
+    let close = "for fd in /proc/self/fd/*; do fd=${fd##*/}; [ $fd -gt 2 ] && eval \"exec $fd>&-\"; done";
+    let text = format!("#!/bin/bash\ncase $1 in take-over) {close}; exit 3;; *) exec {ours} \"$@\";; esac\n");
+    let binary = script(pod, "closes", &text)?;
+    let upgrade = command(pod, &["--binary", &binary])?;
+    let mut inside = Command::new("nsenter");
+    inside
+        .args(["--target", &first.to_string(), "--pid", "--mount"])
+        .arg(upgrade.get_program())
+        .args(upgrade.get_args());
+    Sidecar::unconfigured(&mut inside);
+    let mut asks = pod.spawn_beside_sidecar(inside)?;
+    let status = sidecar.process.wait(patient(PATIENCE)).with_context(|| asks.output())?;
+    // Not every version of unshare(1) can end by the signal that its child was ended by; this is none by which it may have crashed.
+    let ended = status.signal().is_none_or(|signal| signal == Signal::SIGKILL as i32);
+    ensure!(ended && !status.success(), "{status}{}", sidecar.process.output());
+    let told = sidecar.process.err.text().contains("cannot be made to give back");
+    ensure!(told && asks.wait(PATIENCE)?.code() == Some(1), "{}{}", sidecar.process.output(), asks.output());
+    ensure!(eventually(PATIENCE, || bpf::attached_programs(pod).is_ok_and(|count| count == 0)), "programs stay");
+    Ok(())
+}
+
+/// The numbers of the links that a process holds.
+fn links(process: Pid) -> Result<BTreeSet<u64>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{process}/fdinfo"))? {
+        // One that was open for a moment is gone.
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let number = text.lines().find_map(|line| line.strip_prefix("link_id:"));
+        found.extend(number.map(|number| number.trim().parse::<u64>()).transpose()?);
+    }
+    Ok(found)
 }

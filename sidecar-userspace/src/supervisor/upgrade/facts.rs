@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sidecar_common::layout::LAYOUT;
 
 use super::state;
-use crate::control;
+use crate::{control, redirect::missing_capabilities};
 
 /// The subcommand that prints them.
 pub const COMMAND: &str = "handover-facts";
@@ -37,6 +37,10 @@ pub struct Facts {
     pub state: u64,
     /// Of the eBPF maps ([`LAYOUT`]).
     pub layout: u64,
+    /// Capabilities that it needs to load its programs, and would not have: they depend on its file, and it is asked as what the
+    /// supervisor will be.
+    #[serde(default)]
+    pub lacks: Vec<String>,
 }
 
 impl Facts {
@@ -47,6 +51,7 @@ impl Facts {
             language: control::VERSION.into(),
             state: state::VERSION.into(),
             layout: LAYOUT.into(),
+            lacks: missing_capabilities().into_iter().map(str::to_owned).collect(),
         }
     }
 
@@ -64,6 +69,22 @@ impl Facts {
         differs("layout of eBPF maps", self.layout, new.layout)
             .or_else(|| differs("state of supervisors", self.state, new.state))
             .or_else(|| differs("language of supervisor and worker", self.language, new.language))
+            .or_else(|| self.refuse_less(new))
+    }
+
+    /// One that may not load programs would go on with those of the binary before, and with nothing else than they can. One of ours
+    /// that may not either has them from `sidecar init`.
+    fn refuse_less(&self, new: &Self) -> Option<String> {
+        let lost: Vec<&str> =
+            new.lacks.iter().map(String::as_str).filter(|lost| !self.lacks.iter().any(|lacks| lacks == lost)).collect();
+        (!lost.is_empty()).then(|| {
+            format!(
+                "it would run without {}, which the running sidecar has: capabilities of a file do not pass to another. Give it those \
+                 that `getcap` shows for the file that runs: `setcap cap_bpf,cap_net_admin,cap_perfmon,cap_sys_admin+ep FILE`, on a \
+                 file system that is not mounted nosuid",
+                lost.join(", ")
+            )
+        })
     }
 }
 
@@ -171,8 +192,9 @@ mod tests {
 
     #[test]
     fn a_binary_of_another_layout_state_or_language_is_refused_and_the_reason_names_both() {
-        let ours = Facts { version: "1.0.0".to_owned(), language: 2, state: 3, layout: 4 };
-        let new = |language, state, layout| Facts { version: "1.1.0".to_owned(), language, state, layout };
+        let ours = Facts { version: "1.0.0".to_owned(), language: 2, state: 3, layout: 4, lacks: vec![] };
+        let new =
+            |language, state, layout| Facts { version: "1.1.0".to_owned(), language, state, layout, lacks: vec![] };
         assert_eq!(ours.refuse(&new(2, 3, 4)), None);
         for (theirs, what, versions) in [
             (new(2, 3, 5), "layout of eBPF maps", [5, 4]),
@@ -184,6 +206,21 @@ mod tests {
             let place = |words: &str| reason.find(words).unwrap_or_else(|| panic!("no {words}: {reason}"));
             assert!(place(what) < place(&new) && place(&new) < place("1.1.0"), "{reason}");
             assert!(place(&old) < place("1.0.0"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn a_binary_may_lack_the_capabilities_that_ours_lacks_and_no_other() {
+        let facts =
+            |lacks: &[&str]| Facts { lacks: lacks.iter().map(|lacks| (*lacks).to_owned()).collect(), ..Facts::ours() };
+        for (ours, new, lost) in [
+            (&["CAP_BPF", "CAP_PERFMON"][..], &["CAP_BPF", "CAP_PERFMON"][..], None),
+            (&["CAP_BPF"], &[], None),
+            (&["CAP_BPF"], &["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"], Some("CAP_NET_ADMIN, CAP_PERFMON, which")),
+        ] {
+            let reason = facts(ours).refuse(&facts(new));
+            assert_eq!(reason.is_some(), lost.is_some(), "{reason:?}");
+            assert!(lost.is_none_or(|lost| reason.unwrap().contains(&format!("without {lost}"))));
         }
     }
 

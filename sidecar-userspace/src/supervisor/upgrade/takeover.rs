@@ -40,7 +40,6 @@ impl Supervisor {
     pub(super) fn go_on_as(&mut self, under_way: &UnderWay) -> String {
         let fast_path = self.fast_path.as_ref().and_then(|path| path.pause());
         let offered = self.keeping.capture.offer_links().map_err(io::Error::other);
-        // It ends with this, if the kernel refuses.
         let standby = offered.and_then(|()| Standby::start(under_way.patience));
         let state = standby.as_ref().map_err(refused_standby).and_then(|standby| {
             let state = self.state(under_way, fast_path, standby.known())?;
@@ -49,6 +48,8 @@ impl Supervisor {
         });
         // The new one reads what the one that stands by would.
         let Err(error) = state.and_then(|state| execute(state.new, &state, state.standby.memory));
+        // Nobody executes this binary again from here on, which would be without the links.
+        drop(standby);
         self.keeping.capture.hold_links();
         self.fast_path.iter().for_each(|path| path.resume(fast_path));
         format!("the kernel does not run it in the place of this one: {error}")
@@ -182,9 +183,12 @@ pub(in crate::supervisor) fn take_over(memory: RawFd, refused: Option<String>) -
     let mut state = State::read(memory).map_err(Error::runtime("read what the supervisor before has left"))?;
     // The kernel names a process by the path of its binary, which is a number here.
     let _ = fs::write("/proc/self/comm", &state.name);
+    let crashes_last = refused.as_deref() == Some(COMMAND);
     let taken = catch_unwind(AssertUnwindSafe(|| resume::resume(&state, refused)));
     let taken = taken.unwrap_or_else(|_| Err(Error::Panicked));
     match taken {
+        // As late as the binary before can still be gone back to.
+        Ok(_) if crashes_last => std::process::abort(),
         Ok(resumed) => go_on(&state, resumed)?.run(),
         Err(error) if state.failed.is_some() => Err(error),
         Err(error) => {
@@ -198,7 +202,9 @@ pub(in crate::supervisor) fn take_over(memory: RawFd, refused: Option<String>) -
 
 fn go_on(state: &State, resumed: Resumed) -> Result<Supervisor, Error> {
     let Resumed { mut supervisor, candidate } = resumed;
+    // Links stay pinned until then: the binary before would find none that were held by this one alone, and attach anew.
     state.standby.dismiss();
+    supervisor.keeping.capture.hold_links();
     supervisor.settle(state, candidate);
     supervisor.tell_upgrade(state).map_err(Error::runtime("keep the story of the upgrade"))?;
     state.close();

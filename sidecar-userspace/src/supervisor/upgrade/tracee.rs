@@ -4,7 +4,8 @@
 use std::{
     fs,
     io::{self, BufRead, BufReader},
-    os::unix::fs::FileExt,
+    os::unix::{fs::FileExt, process::ExitStatusExt},
+    process::ExitStatus,
     time::{Duration, Instant},
 };
 
@@ -15,11 +16,13 @@ use nix::{
         ptrace::{self, Options},
         signal::{SigSet, Signal},
         signalfd::{SfdFlags, SignalFd},
-        wait::{WaitPidFlag, WaitStatus, waitpid},
+        wait::WaitPidFlag,
     },
     unistd::Pid,
 };
 use std::os::fd::AsFd;
+
+use crate::supervisor::child;
 
 /// A call that waits for nothing is over in this time, on any machine.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -38,8 +41,8 @@ pub(super) enum Stop {
     Enters(u64),
     /// The kernel has answered.
     Leaves,
-    /// It is about to get this signal.
-    Gets(Signal),
+    /// It is about to get the signal of this number: real-time ones have no names.
+    Gets(i32),
     /// It was asked to stop.
     Asked,
 }
@@ -75,8 +78,11 @@ impl Tracee {
     }
 
     /// Has it go on to the next call or signal, with a signal or none.
-    pub(super) fn go_on(&self, signal: Option<Signal>) -> io::Result<()> {
-        Ok(ptrace::syscall(self.pid, signal)?)
+    pub(super) fn go_on(&self, signal: Option<i32>) -> io::Result<()> {
+        let (nowhere, signal) = (std::ptr::null_mut::<libc::c_void>(), signal.unwrap_or(0) as libc::c_long);
+        // SAFETY: the call reads and writes no memory; the fourth argument is a number.
+        let told = unsafe { libc::ptrace(libc::PTRACE_SYSCALL, self.pid.as_raw(), nowhere, signal) };
+        if told < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Has it go on, and traces it no more.
@@ -87,12 +93,11 @@ impl Tracee {
     /// Waits for the next stop.
     pub(super) fn wait(&self, until: Instant) -> io::Result<News> {
         loop {
-            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
-                Ok(WaitStatus::StillAlive) => {}
-                Ok(status) => return self.understand(status),
-                Err(Errno::ECHILD) => return Ok(News::Gone),
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(errno.into()),
+            match child::wait(self.pid, WaitPidFlag::WNOHANG | WaitPidFlag::__WALL) {
+                Ok(None) => {}
+                Ok(Some(status)) => return self.understand(status),
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Ok(News::Gone),
+                Err(error) => return Err(error),
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -106,13 +111,17 @@ impl Tracee {
         }
     }
 
-    fn understand(&self, status: WaitStatus) -> io::Result<News> {
-        Ok(match status {
-            WaitStatus::PtraceSyscall(_) => News::Stopped(self.call()?),
-            WaitStatus::PtraceEvent(..) => News::Stopped(Stop::Asked),
-            WaitStatus::Stopped(_, signal) => News::Stopped(Stop::Gets(signal)),
-            _ => News::Gone,
-        })
+    fn understand(&self, status: ExitStatus) -> io::Result<News> {
+        /// What stops at a call shows as (`PTRACE_O_TRACESYSGOOD`, ptrace(2)).
+        const AT_CALL: i32 = libc::SIGTRAP | 0x80;
+        let Some(signal) = status.stopped_signal() else { return Ok(News::Gone) };
+        // The third byte of the word is that of an event, which no signal is.
+        let is_event = status.into_raw() >> 16 != 0;
+        Ok(News::Stopped(match signal {
+            AT_CALL => self.call()?,
+            _ if is_event => Stop::Asked,
+            signal => Stop::Gets(signal),
+        }))
     }
 
     /// Whether it enters a call or leaves one: `struct ptrace_syscall_info`, since Linux 5.3.

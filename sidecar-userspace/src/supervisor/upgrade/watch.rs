@@ -13,8 +13,11 @@ use std::{
 };
 
 use nix::{
-    sys::prctl::set_pdeathsig,
-    sys::signal::{Signal, kill},
+    sys::{
+        prctl::set_pdeathsig,
+        ptrace::{self, Options},
+        signal::{Signal, kill},
+    },
     unistd::{Pid, getppid},
 };
 
@@ -57,13 +60,21 @@ pub fn stand_by(patience: Duration) -> ExitCode {
         None => Ok(()),
     });
     let Err(error) = given_back else { return ExitCode::SUCCESS };
-    eprintln!(
-        "the new binary has not taken over, and cannot be made to give back what it holds ({error}): process {supervisor} is killed, \
-         and the sidecar is to be started again"
-    );
-    // Nobody may kill the first process of a PID namespace from within it.
-    let _ = kill(supervisor, Signal::SIGKILL);
+    let end = end(supervisor);
+    eprintln!("the new binary has not taken over, and cannot be made to give back what it holds ({error}): {end}");
     ExitCode::FAILURE
+}
+
+/// Ends it, and says how. Nobody may kill the first process of a PID namespace from within it, but the kernel does when whoever traces
+/// it ends (`PTRACE_O_EXITKILL`), if that was said while it stood still.
+fn end(supervisor: Pid) -> String {
+    let goes_with_this = ptrace::setoptions(supervisor, Options::PTRACE_O_EXITKILL).is_ok();
+    let _ = kill(supervisor, Signal::SIGKILL);
+    if supervisor == Pid::from_raw(1) && !goes_with_this {
+        return "as the first process of its PID namespace it cannot be ended from here: restart its container"
+            .to_owned();
+    }
+    format!("process {supervisor} is killed, and the sidecar is to be started again")
 }
 
 /// Waits until something goes wrong, and says what; `None`: the supervisor has ended otherwise.
@@ -89,11 +100,14 @@ fn watch(tracee: Tracee, until: Instant, patience: Duration) -> io::Result<Optio
                 }
                 late()
             }
-            Stop::Gets(signal) if CRASHES.contains(&signal) => format!("it was about to be ended by {signal}"),
             Stop::Enters(call) if ends(call) => "it was about to exit by itself, before it had taken over".to_owned(),
             Stop::Gets(signal) => {
-                tracee.go_on(Some(signal))?;
-                continue;
+                let crash = CRASHES.into_iter().find(|crash| *crash as i32 == signal);
+                let Some(crash) = crash else {
+                    tracee.go_on(Some(signal))?;
+                    continue;
+                };
+                format!("it was about to be ended by {crash}")
             }
             Stop::Enters(_) | Stop::Leaves | Stop::Asked => {
                 tracee.go_on(None)?;
