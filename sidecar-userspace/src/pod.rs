@@ -198,26 +198,34 @@ impl Pod {
 }
 
 /// Ids of a cgroup and of every cgroup below it.
+///
+/// # Errors
+/// They cannot all be seen, as where descriptors are short: what is missing would count as somebody else's.
 pub fn descendants(cgroup: &Path) -> io::Result<HashSet<u64>> {
     let mut ids = HashSet::from([fs::metadata(cgroup)?.ino()]);
-    let mut open = subdirectories(cgroup);
+    let mut open = seen_below(cgroup)?;
     while let Some(path) = open.pop() {
         // One that went away in the meantime has no sockets to look for.
         if let Ok(metadata) = fs::metadata(&path) {
             ids.insert(metadata.ino());
-            open.extend(subdirectories(&path));
+            open.extend(seen_below(&path)?);
         }
     }
     Ok(ids)
 }
 
 fn subdirectories(path: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(path) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
+    seen_below(path).unwrap_or_default()
+}
+
+/// The directories in one, which may have been removed.
+fn seen_below(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    let directories = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(directories.map(|entry| entry.path()).collect())
 }
 
 /// Where the cgroup v2 hierarchy is mounted: found, because hybrid hosts mount it elsewhere than /sys/fs/cgroup. With several

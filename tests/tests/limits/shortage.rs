@@ -14,7 +14,7 @@ use sidecar_tests::{
 };
 
 /// More threads than there is room for: each has two mebibytes of stack.
-const MANY_WORKERS: &str = "proxy: { workers: 64 }";
+const MANY_WORKERS: &str = "{ capture: { heartbeat_max_age: 60s }, proxy: { workers: 64 } }";
 /// More entries than there is room for: each has sixteen bytes of the table's.
 const LARGE_MAP: &str = "capture: { maps: { flows: 4194304 } }";
 
@@ -34,7 +34,7 @@ fn limit(process: Pid, what: &str, soft: &str) -> Result<()> {
 fn change(process: Pid, limit: &str) -> Result<()> {
     let mut command = Command::new("prlimit");
     command.args(["--pid", &process.to_string(), limit]);
-    Spawn::default().start(command)?.finish(PATIENCE).map(drop)
+    Spawn::default().start(command)?.finish(patient(PATIENCE)).map(drop)
 }
 
 /// A start that ends by itself and says why; it leaves nothing.
@@ -139,12 +139,12 @@ fn a_supervisor_that_can_start_no_worker_for_want_of_memory_goes_on_trying() -> 
     kill(sidecar.worker()?, Signal::SIGKILL)?;
     let (stream, local) = app.open(TO_V4)?;
     let tries = || sidecar.process.err.text().matches("the worker cannot serve").count() >= 2;
-    ensure!(eventually(PATIENCE, tries), "{}", sidecar.process.output());
+    ensure!(eventually(patient(PATIENCE), tries), "{}", sidecar.process.output());
     ensure!(sidecar.process.err.text().contains("ulimit -v"), "{}", sidecar.process.output());
     limit(supervisor, "as", "unlimited")?;
     app.echo(stream).with_context(|| sidecar.process.output())?;
     ensure!(!is_direct(&mut server, local)?, "what waited went direct");
-    ensure!(sidecar.process.pid() == supervisor && eventually(PATIENCE, || sidecar.is_ready()));
+    ensure!(sidecar.process.pid() == supervisor && eventually(patient(PATIENCE), || sidecar.is_ready()));
     Ok(())
 }
 
@@ -170,14 +170,14 @@ fn a_supervisor_outlives_a_limit_below_the_descriptors_that_it_waits_for() -> Re
     said(&sidecar, "the hard limit of file descriptors is below")?;
     said(&sidecar, "Too many open files")?;
     sidecar.signal(Signal::SIGTERM)?;
-    let status = sidecar.process.wait(PATIENCE)?;
+    let status = sidecar.process.wait(patient(PATIENCE))?;
     ensure!(status.code() == Some(0), "{status}{}", sidecar.process.output());
     ensure!(bpf::attached_programs(&world.client)? == 0, "programs stay");
     Ok(())
 }
 
 fn said(sidecar: &Sidecar, words: &str) -> Result<()> {
-    let said = eventually(PATIENCE, || sidecar.process.err.text().contains(words));
+    let said = eventually(patient(PATIENCE), || sidecar.process.err.text().contains(words));
     ensure!(said, "not {words}{}", sidecar.process.output());
     Ok(())
 }

@@ -26,6 +26,8 @@ const MOST: usize = 4;
 pub(in crate::supervisor) struct Door {
     pub(super) listener: UnixListener,
     waiting: Vec<Waiting>,
+    /// Nobody is let in before: there was no descriptor to be had, and the listener would speak all the time.
+    shut_until: Option<Instant>,
     /// `None`: somebody has removed it.
     _file: Option<SocketFile>,
 }
@@ -65,27 +67,31 @@ impl Door {
         let path = path(admin_socket);
         let (listener, file) = socket::bind(&path)?;
         listener.set_nonblocking(true).map_err(|source| socket::Error::Call { call: "fcntl() for", path, source })?;
-        Ok(Self { listener, waiting: Vec::new(), _file: Some(file) })
+        Ok(Self { listener, waiting: Vec::new(), shut_until: None, _file: Some(file) })
     }
 
     /// The one that this process had when it ran another binary.
     pub(in crate::supervisor) fn inherited(listener: OwnedFd, admin_socket: &Path) -> Self {
-        Self { listener: listener.into(), waiting: Vec::new(), _file: SocketFile::of(&path(admin_socket)).ok() }
+        let file = SocketFile::of(&path(admin_socket)).ok();
+        Self { listener: listener.into(), waiting: Vec::new(), shut_until: None, _file: file }
     }
 
     /// What to wait for.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        [self.listener.as_fd()].into_iter().chain(self.waiting.iter().map(|waiting| waiting.client.as_fd()))
+        let open = self.shut_until.is_none_or(|until| until <= Instant::now());
+        let listener = open.then(|| self.listener.as_fd());
+        listener.into_iter().chain(self.waiting.iter().map(|waiting| waiting.client.as_fd()))
     }
 
     /// When to come back at the latest.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.waiting.iter().map(|waiting| waiting.until).min()
+        let shut = self.shut_until.filter(|until| *until > Instant::now());
+        self.waiting.iter().map(|waiting| waiting.until).chain(shut).min()
     }
 
     /// Who asks for what now. Whoever connects is looked at, and again when it asks: it may have ended in between.
     pub(super) fn turn(&mut self, strangers: &Strangers<'_>) -> Vec<(UnixStream, Wanted)> {
-        while let Ok((client, _)) = self.listener.accept() {
+        while let Some(client) = self.accept() {
             match Waiting::new(client) {
                 Ok(waiting) if self.waiting.len() < MOST && waiting.may_ask(strangers) => self.waiting.push(waiting),
                 Ok(_) => {}
@@ -105,6 +111,19 @@ impl Door {
             }
         }
         asked
+    }
+
+    fn accept(&mut self) -> Option<UnixStream> {
+        const A_WHILE: Duration = Duration::from_secs(1);
+        match self.listener.accept() {
+            Ok((client, _)) => Some(client),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => {
+                tracing::debug!(%error, "whoever wants to ask for an upgrade waits");
+                self.shut_until = Some(Instant::now() + A_WHILE);
+                None
+            }
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
     io::{self, Write as _},
     os::fd::AsFd,
     process::ExitCode,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -60,9 +61,22 @@ pub fn stand_by(patience: Duration) -> ExitCode {
         None => Ok(()),
     });
     let Err(error) = given_back else { return ExitCode::SUCCESS };
+    // From here on this process is to outlive the other.
+    let _ = set_pdeathsig(None);
     let end = end(supervisor);
-    eprintln!("the new binary has not taken over, and cannot be made to give back what it holds ({error}): {end}");
+    say(format!("the new binary has not taken over, and cannot be made to give back what it holds ({error}): {end}\n"));
     ExitCode::FAILURE
+}
+
+/// On standard error, if somebody reads it: with the end of this process that of the supervisor may be due.
+fn say(words: String) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let (said, done) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = io::stderr().write_all(words.as_bytes());
+        let _ = said.send(());
+    });
+    let _ = done.recv_timeout(PATIENCE);
 }
 
 /// Ends it, and says how. Nobody may kill the first process of a PID namespace from within it, but the kernel does when whoever traces
