@@ -43,7 +43,7 @@ const MISSED: u32 = 3;
 /// And so many where it has not had a CPU for most of the time.
 const MISSED_WITHOUT_CPU: u32 = 10 * MISSED;
 /// A main thread that waits for events is not woken to be asked, but for every so many turns: it might wait for the wrong ones.
-const MOST_UNASKED: u32 = 10;
+const MOST_UNASKED: u32 = 4;
 
 impl Pings {
     pub(super) fn new(hung_after: Duration) -> Self {
@@ -183,21 +183,21 @@ mod tests {
     #[test]
     fn a_main_thread_that_waits_for_events_is_seldom_asked_and_one_at_work_at_each_turn() {
         assert_eq!(asked(|_| AT_WORK, true), ((1..=25).collect(), None));
-        assert_eq!(asked(|_| ASLEEP, true), (vec![11, 22], None));
-        assert_eq!(asked(|_| ASLEEP, false), (vec![11], Some(14)), "it may wait for the wrong events");
+        assert_eq!(asked(|_| ASLEEP, true), (vec![5, 10, 15, 20, 25], None));
+        assert_eq!(asked(|_| ASLEEP, false), (vec![5], Some(8)), "it may wait for the wrong events");
     }
 
     #[test]
     fn a_worker_that_is_stopped_in_its_sleep_is_found_out_as_soon_as_one_that_was_asked() {
-        // Stopped right after the fifth turn and right before the sixth.
-        for (last_beat, too_long) in [(500, 8), (590, 9)] {
+        // Stopped right after the third turn and right before the fourth.
+        for (last_beat, too_long) in [(300, 6), (390, 7)] {
             let shown = |turn: u32| Shown {
                 waits: true,
                 age: Duration::from_millis(u64::from(turn * 100).saturating_sub(last_beat)),
             };
             assert_eq!(asked(shown, false).1, Some(too_long), "300 ms after a beat at {last_beat}");
         }
-        assert_eq!(asked(|turn| if turn < 6 { ASLEEP } else { AT_WORK }, false).1, Some(9), "it runs in circles");
+        assert_eq!(asked(|turn| if turn < 4 { ASLEEP } else { AT_WORK }, false).1, Some(7), "it runs in circles");
     }
 
     #[test]

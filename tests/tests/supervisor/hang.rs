@@ -36,7 +36,7 @@ fn a_worker_that_hangs_is_killed_and_replaced() -> Result<()> {
         let worker = sidecar.worker()?;
         let wedge = hang(worker)?;
         let told = || sidecar.process.err.text().contains("the worker hangs");
-        ensure!(eventually(PATIENCE, told), "{what}: nobody notices{}", sidecar.process.output());
+        ensure!(eventually(patient(PATIENCE), told), "{what}: nobody notices{}", sidecar.process.output());
         if wedge.is_some() {
             // It waits for the end of the worker that it killed, and for that it has nothing to do.
             let before = wakes(&sidecar)?;
