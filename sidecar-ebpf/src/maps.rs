@@ -25,8 +25,8 @@ const MMAPABLE: u32 = 1 << 10;
 #[map]
 pub static RULES: Array<CaptureRules> = Array::with_max_entries(1, 0);
 
-/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; its open connections and whether its
-/// main thread waits for events, read by user space alone. Written by the proxy through a memory mapping, without a system call.
+/// `CLOCK_MONOTONIC` in nanoseconds of the proxy's last sign of life, read with every verdict; its open connections, and its process
+/// ID while its main thread waits for events, both read by user space alone. Written by the proxy through a memory mapping, without a system call.
 #[map]
 pub static HEARTBEAT: Array<u64> = Array::with_max_entries(3, MMAPABLE);
 
