@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{IpAddr, SocketAddr},
+    os::unix::net::UnixListener,
     path::Path,
 };
 
@@ -13,7 +14,7 @@ use sidecar_tests::{
         self,
         net::{ANY, TO_V4},
     },
-    harness::{Authority, Cgroup, PATIENCE, Puppet, Sidecar, Spawn, World, bpf, converse},
+    harness::{Authority, Cgroup, PATIENCE, Puppet, Sidecar, Spawn, World, bpf, converse, eventually, patient},
 };
 
 /// 18
@@ -241,6 +242,33 @@ fn a_port_that_is_taken_is_named() -> Result<()> {
     ensure!(!status.success() && message.contains("15001"), "{status}: {message}");
     let left = bpf::attached_programs(&world.client)?;
     ensure!(left == 0, "{left} programs are attached after a failed start");
+    Ok(())
+}
+
+/// A process that was killed has its sockets for some time yet, and may be seen no more.
+#[test]
+fn an_admin_socket_is_waited_for_while_its_process_ends_and_named_if_it_lives() -> Result<()> {
+    let world = World::new()?;
+    let path = world.client.directory().join("admin.sock");
+    let config = format!("telemetry: {{ admin_socket: {} }}", path.display());
+    let holder = UnixListener::bind(&path)?;
+    holder.set_nonblocking(true)?;
+
+    let mut sidecar = Sidecar::spawn(&world.client, &config)?;
+    for _ in 0..2 {
+        ensure!(eventually(patient(PATIENCE), || holder.accept().is_ok()), "nobody looks{}", sidecar.process.output());
+    }
+    drop(holder);
+    sidecar.wait_until_ready(patient(PATIENCE))?;
+    drop(sidecar);
+
+    // It was killed, and its file is there.
+    fs::remove_file(&path)?;
+    let _holder = UnixListener::bind(&path)?;
+    let message = refusal(&world, &mut Sidecar::spawn(&world.client, &config)?)?;
+    for part in [path.to_str().context("path")?, &format!("in use by process {}", std::process::id())] {
+        ensure!(message.contains(part), "{part} is missing: {message}");
+    }
     Ok(())
 }
 

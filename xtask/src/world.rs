@@ -59,15 +59,26 @@ impl World {
         let folder = Folder::new(&std::env::temp_dir().join(&id))?;
         let pod = |name: &str, address| Pod::new(name, address, &cgroups.join(format!("{id}-{name}")));
         let world = Self { client: pod("client", CLIENT)?, server: pod("server", SERVER)?, folder, _caught: caught };
-        world.join().context("cannot join the two pods by a veth")?;
+        world.join()?;
         Ok(world)
     }
 
-    fn join(&self) -> Result<()> {
+    /// Takes the veth between the pods away, and their addresses with it.
+    pub(crate) fn part(&self) -> Result<()> {
+        self.client.netns.ip(&["link", "delete", "eth0"])
+    }
+
+    /// Joins the pods by a veth.
+    pub(crate) fn join(&self) -> Result<()> {
+        self.veth().context("cannot join the two pods by a veth")
+    }
+
+    fn veth(&self) -> Result<()> {
         let (client, server) = (&self.client.netns, &self.server.netns);
         let there = server.path();
         client.ip(&["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", &there])?;
-        for pod in [&self.client, &self.server] {
+        // The client's last: what it asks at once for the server's hardware address is answered, and not asked again after a second.
+        for pod in [&self.server, &self.client] {
             let address = format!("{}/24", pod.address);
             pod.netns.ip(&["address", "add", &address, "dev", "eth0"])?;
             pod.netns.ip(&["link", "set", "lo", "up"])?;

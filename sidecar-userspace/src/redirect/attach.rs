@@ -5,8 +5,6 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    thread,
-    time::Duration,
 };
 
 use aya::programs::loaded_programs;
@@ -19,7 +17,7 @@ use super::{
     query,
     store::{self, Store},
 };
-use crate::pod::Pod;
+use crate::{lifecycle::predecessor, pod::Pod};
 
 /// Programs by name.
 pub(super) type Code = HashMap<&'static str, OwnedFd>;
@@ -36,17 +34,11 @@ pub(super) type Named = (&'static str, OwnedFd);
 /// # Errors
 /// Another sidecar serves the pod, and goes on.
 pub(super) fn require_alone(pod: &Pod, store: Option<&Store>) -> Result<(), Error> {
-    /// Some milliseconds are enough on an idle machine; two and a half seconds in all.
-    const PAUSES: [u64; 7] = [20, 40, 80, 160, 320, 640, 1280];
-    for pause in PAUSES.map(Duration::from_millis) {
+    let alone = || {
         Pins::sweep();
-        match refuse_second_sidecar(pod, store) {
-            Err(Error::Taken { .. }) => thread::sleep(pause),
-            answer => return answer,
-        }
-    }
-    Pins::sweep();
-    refuse_second_sidecar(pod, store)
+        refuse_second_sidecar(pod, store)
+    };
+    predecessor::given_time(alone, |error| matches!(error, Error::Taken { .. }))
 }
 
 /// Another one's programs are known by name; those that a dead predecessor left pinned are about to be replaced, and those in our own

@@ -16,7 +16,7 @@ use super::{
     programs::{LOOKUP_PROGRAM, POD_PROGRAMS, Programs},
     rules,
 };
-use crate::{config::Config, net, pod::Pod};
+use crate::{config::Config, lifecycle::predecessor, net, pod::Pod};
 
 /// No task is in it: there is no proxy yet.
 const NO_CGROUP: u64 = 0;
@@ -106,5 +106,8 @@ fn take_ports(config: &Config) -> Result<Vec<TcpListener>, Error> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Some(Err(Error::PortTaken { key, port })),
         taken => taken.ok().map(Ok),
     };
-    ports.into_iter().filter_map(take).collect()
+    predecessor::given_time(
+        || ports.into_iter().filter_map(take).collect(),
+        |error| matches!(error, Error::PortTaken { .. }),
+    )
 }

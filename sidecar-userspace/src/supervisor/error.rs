@@ -28,9 +28,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The admin socket is not to be had.
-    #[error(
-        "telemetry.admin_socket: {0}; set it to a path that can be written (in a container with a read-only root: on an emptyDir)"
-    )]
+    #[error("telemetry.admin_socket: {error}{hint}", error = .0, hint = path_hint(.0))]
     AdminSocket(#[from] admin::socket::Error),
     /// The worker process cannot be started.
     #[error(
@@ -72,6 +70,24 @@ impl Error {
     /// What was asked for in vain.
     pub(super) fn runtime<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Runtime { what, source: source.into() }
+    }
+
+    /// A port or the admin socket is another process's.
+    pub(super) fn is_of_another(&self) -> bool {
+        match self {
+            Self::Listen { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::AdminSocket(error) => matches!(error, admin::socket::Error::InUse { .. }),
+            _ => false,
+        }
+    }
+}
+
+fn path_hint(error: &admin::socket::Error) -> &'static str {
+    match error {
+        admin::socket::Error::Call { .. } => {
+            "; set it to a path that can be written (in a container with a read-only root: on an emptyDir)"
+        }
+        admin::socket::Error::InUse { .. } | admin::socket::Error::NotASocket { .. } => "",
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     admin::{self, socket::SocketFile},
     config::Config,
+    lifecycle::predecessor,
     net::{self, Tuning},
     pod::Pod,
 };
@@ -33,8 +34,12 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Listens on every port of the configuration.
+    /// Listens on every port of the configuration, and waits for a moment until nobody has them.
     pub(super) fn bind(config: &Config, pod: &Pod) -> Result<Self, Error> {
+        predecessor::given_time(|| Self::bind_now(config, pod), Error::is_of_another)
+    }
+
+    fn bind_now(config: &Config, pod: &Pod) -> Result<Self, Error> {
         let [outbound, inbound] = listen_for_capture(config)?;
         let tunnels = listen_for_tunnels(config)?;
         let telemetry = &config.telemetry;

@@ -28,11 +28,13 @@ pub(super) enum Fault {
     Upgrade,
     /// The client pod's link down, for up to two seconds.
     Link,
+    /// The server pod's network namespace lost, and after up to two seconds the pod made anew.
+    Namespace,
 }
 
 /// The shortest and the longest time that something is stopped: some are noticed (`proxy.hung_after`), some are not.
 const STOPPED_MS: (u64, u64) = (300, 4000);
-/// And that the link is down.
+/// And that there is no network.
 const DOWN_MS: (u64, u64) = (100, 2000);
 
 impl Fault {
@@ -64,8 +66,19 @@ impl Fault {
                 });
             }
             Self::Link => return link(rig, random),
+            Self::Namespace => {
+                let span = span(random, DOWN_MS);
+                return rig
+                    .lose_namespace(span)
+                    .map(|()| format!("server, {} ms until it was made anew", span.as_millis()));
+            }
         }
         Ok(pod)
+    }
+
+    /// Whether nobody is served meanwhile, with a sidecar or without.
+    pub(super) fn takes_the_network(self) -> bool {
+        matches!(self, Self::Link | Self::Namespace)
     }
 }
 

@@ -4,7 +4,9 @@ use crate::{
     load::{READY, serve},
     process,
     world::{
-        SERVER, World, cgroup, http,
+        SERVER, World, cgroup,
+        folder::Folder,
+        http,
         pod::{Place, Pod},
         process::Process,
         sidecar::{self, Plan},
@@ -30,7 +32,7 @@ const HEALTH: u16 = 15021;
 pub(crate) struct Rig<'a> {
     load: Process,
     pub(crate) sides: [Side<'a>; 2],
-    _servers: Process,
+    servers: Process,
     world: &'a World,
     binary: PathBuf,
 }
@@ -48,10 +50,7 @@ impl<'a> Rig<'a> {
     /// Starts everything, and waits until the first request is answered. `extra`: more lines of the sidecars' configuration.
     pub(crate) fn set(world: &'a World, binary: &Path, rate: u64, streams: u64, extra: &str) -> Result<Self> {
         let (client, server) = (&world.client, &world.server);
-        let xtask = std::env::current_exe().context("cannot find this program's own file")?.display().to_string();
-        let line = [&xtask, "load", "serve", "--at", &SERVER.to_string()];
-        let mut servers = Process::start(server, Place::App, &world.folder, "servers", &line)?;
-        servers.line(0, START_LIMIT, "their readiness", |line| line == READY)?;
+        let servers = serve(world, "1")?;
         authority(binary, world, "init", &["--trust-domain", "soak.example"])?;
         let side = |pod: &'a Pod| -> Result<Side<'a>> {
             issue(binary, world, pod)?;
@@ -61,10 +60,10 @@ impl<'a> Rig<'a> {
         };
         let sides = [side(client)?, side(server)?];
         let (to, rate, streams) = (format!("{SERVER}:{}", serve::ECHO), rate.to_string(), streams.to_string());
-        let line = [&xtask, "load", "steady", "--to", &to, "--rate", &rate, "--streams", &streams];
+        let line = [&xtask()?, "load", "steady", "--to", &to, "--rate", &rate, "--streams", &streams];
         let mut load = Process::start(client, Place::App, &world.folder, "load", &line)?;
         load.line(0, START_LIMIT, "an answered request", |line| line.starts_with("request ") && line.ends_with(" ok"))?;
-        Ok(Self { load, sides, _servers: servers, world, binary: binary.to_owned() })
+        Ok(Self { load, sides, servers, world, binary: binary.to_owned() })
     }
 
     /// Where the load writes its outcomes.
@@ -87,14 +86,23 @@ impl<'a> Rig<'a> {
 
     /// Kills the sidecar of a side, and starts it again at once, as an orchestrator does when no process of a container is left.
     pub(crate) fn replace(&mut self, side: usize) -> Result<()> {
-        let Side { pod, plan, sidecar, runs } = &mut self.sides[side];
-        sidecar.end(Signal::SIGKILL, START_LIMIT)?;
-        let place = pod.container(Place::Sidecar).path();
-        wait::until(START_LIMIT, "the end of the sidecar's processes", || {
-            Ok(cgroup::members(place)?.is_empty().then_some(()))
-        })?;
-        *runs += 1;
-        *sidecar = plan.start(pod, &self.world.folder, &format!("run-{runs}"), &[])?;
+        let side = &mut self.sides[side];
+        side.kill()?;
+        side.start(&self.world.folder)
+    }
+
+    /// The server pod loses its network namespace: first the link, with the addresses of both its ends, then everything that
+    /// runs in it. After `span` an orchestrator makes the pod anew, in a namespace that is another one.
+    pub(crate) fn lose_namespace(&mut self, span: Duration) -> Result<()> {
+        let side = &mut self.sides[1];
+        self.world.part()?;
+        wait::pause(span)?;
+        side.kill()?;
+        self.servers.end(Signal::SIGKILL, START_LIMIT)?;
+        side.pod.netns.replace()?;
+        self.world.join()?;
+        side.start(&self.world.folder)?;
+        self.servers = serve(self.world, &side.runs.to_string())?;
         Ok(())
     }
 
@@ -134,6 +142,22 @@ impl<'a> Rig<'a> {
 }
 
 impl Side<'_> {
+    /// Kills the sidecar, and waits until none of its processes is left.
+    fn kill(&mut self) -> Result<()> {
+        self.sidecar.end(Signal::SIGKILL, START_LIMIT)?;
+        let place = self.pod.container(Place::Sidecar).path();
+        wait::until(START_LIMIT, "the end of the sidecar's processes", || {
+            Ok(cgroup::members(place)?.is_empty().then_some(()))
+        })
+    }
+
+    /// Starts one again.
+    fn start(&mut self, folder: &Folder) -> Result<()> {
+        self.runs += 1;
+        self.sidecar = self.plan.start(self.pod, folder, &format!("run-{}", self.runs), &[])?;
+        Ok(())
+    }
+
     /// The newest worker.
     pub(crate) fn worker(&self) -> Result<u32> {
         self.sidecar.pids()[1..]
@@ -151,6 +175,18 @@ pub(crate) fn signal(processes: &[u32], signal: Signal) -> Result<()> {
     processes.iter().try_for_each(|pid| {
         kill(Pid::from_raw(pid.cast_signed()), signal).with_context(|| format!("send {signal} to process {pid}"))
     })
+}
+
+fn xtask() -> Result<String> {
+    Ok(std::env::current_exe().context("cannot find this program's own file")?.display().to_string())
+}
+
+/// The application of the server pod; `run` names its output.
+fn serve(world: &World, run: &str) -> Result<Process> {
+    let line = [&xtask()?, "load", "serve", "--at", &SERVER.to_string()];
+    let mut servers = Process::start(&world.server, Place::App, &world.folder, &format!("servers-{run}"), &line)?;
+    servers.line(0, START_LIMIT, "their readiness", |line| line == READY)?;
+    Ok(servers)
 }
 
 fn authority(binary: &Path, world: &World, verb: &str, args: &[&str]) -> Result<()> {

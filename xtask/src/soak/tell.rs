@@ -98,12 +98,16 @@ impl Summary {
         self.all.wrong
     }
 
-    /// The share served of an hour in which each kind happens once, in per cent. The link is left out: without a network nobody
-    /// is served, with a sidecar or without.
-    fn hour(&self) -> f64 {
+    /// The share served of an hour in which each kind that `counts` happens once, in per cent.
+    fn hour(&self, counts: impl Fn(Fault) -> bool) -> f64 {
         let lost = |row: &Row| if row.times == 0 { 0.0 } else { (row.requests - row.served) as f64 / row.times as f64 };
-        let kinds = self.by_fault.iter().filter(|(fault, _)| **fault != Fault::Link);
+        let kinds = self.by_fault.iter().filter(|(fault, _)| counts(**fault));
         100.0 - kinds.map(|(_, row)| lost(row)).sum::<f64>() * 100.0 / (self.rate * 3600) as f64
+    }
+
+    /// The same without those faults in which nobody is served, with a sidecar or without.
+    fn hour_with_network(&self) -> f64 {
+        self.hour(|fault| !fault.takes_the_network())
     }
 
     pub(super) fn print(&self) {
@@ -135,7 +139,11 @@ impl Summary {
             self.all.broken,
             self.all.wrong
         );
-        println!("of an hour in which each of these but the link's happens once: {:.4} %", self.hour());
+        println!(
+            "of an hour in which each of these happens once: {:.4} %; without those that take the network away: {:.4} %",
+            self.hour(|_| true),
+            self.hour_with_network()
+        );
     }
 
     /// The same, and each fault that was made.
@@ -150,7 +158,8 @@ impl Summary {
             self.by_fault.iter().map(|(fault, row)| (fault.to_string(), row.to_json())).collect();
         json!({
             "seed": seed, "minutes": args.minutes, "requests_per_second": args.rate, "streams": args.streams,
-            "served_percent_of_an_hour_with_each_once": self.hour(), "ended_early": soak.lost, "all": self.all.to_json(), "between_faults": self.between.to_json(),
+            "served_percent_of_an_hour_with_each_once": self.hour(|_| true),
+            "served_percent_of_an_hour_with_network": self.hour_with_network(), "ended_early": soak.lost, "all": self.all.to_json(), "between_faults": self.between.to_json(),
             "by_fault": rows, "faults": made.collect::<Vec<_>>(),
         })
     }
@@ -236,7 +245,8 @@ mod tests {
         assert_eq!((link.times, link.requests, link.served), (1, 1, 0));
         assert_eq!((summary.between.requests, summary.between.served), (2, 2));
         assert_eq!((summary.all.requests, summary.all.served, summary.wrong()), (5, 2, 0));
-        assert!((summary.hour() - 100.0).abs() < 1e-9, "the link does not count");
+        assert!((summary.hour_with_network() - 100.0).abs() < 1e-9, "the link does not count");
+        assert!((summary.hour(|_| true) - (100.0 - 100.0 / 3600.0)).abs() < 1e-9, "but where all do");
         assert_eq!(link.gap, 2 * second + 10);
         assert_eq!(summary.all.gap, 3 * second - 20, "nothing was answered after the second 2");
     }

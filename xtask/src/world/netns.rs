@@ -10,41 +10,57 @@ use std::{
         unix::process::CommandExt,
     },
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
 /// It lives as long as this value or a process in it.
 pub(crate) struct Netns {
-    file: File,
+    file: Mutex<File>,
 }
 
 impl Netns {
     /// A new one, in which not even loopback is up.
     pub(crate) fn new() -> Result<Self> {
+        Ok(Self { file: Mutex::new(Self::make()?) })
+    }
+
+    /// Puts a new one in its place. What runs in the old one stays there.
+    pub(crate) fn replace(&self) -> Result<()> {
+        *self.file() = Self::make()?;
+        Ok(())
+    }
+
+    fn make() -> Result<File> {
         let opened = thread::spawn(|| -> io::Result<File> {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open("/proc/thread-self/ns/net")
         });
         let file = opened.join().map_err(|_| anyhow!("the thread that makes a network namespace panicked"))?;
-        Ok(Self { file: file.context("cannot make a network namespace (unshare(CLONE_NEWNET)); run as root")? })
+        file.context("cannot make a network namespace (unshare(CLONE_NEWNET)); run as root")
     }
 
-    /// A path that `ip … netns` understands, as long as this process lives.
+    fn file(&self) -> MutexGuard<'_, File> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A path that `ip … netns` understands, as long as this process lives and does not replace it.
     pub(crate) fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+        format!("/proc/{}/fd/{}", std::process::id(), self.file().as_raw_fd())
     }
 
     /// A descriptor for a child to enter it.
     pub(crate) fn descriptor(&self) -> Result<OwnedFd> {
-        Ok(self.file.try_clone().context("cannot duplicate a network namespace's descriptor")?.into())
+        Ok(self.file().try_clone().context("cannot duplicate a network namespace's descriptor")?.into())
     }
 
     /// Runs something inside it, on a thread of its own. Sockets made there stay in the namespace. No child process may
     /// be started there: it would be killed when the thread ends (see [`super::pod::Pod::command`]).
     pub(crate) fn enter<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = self.descriptor()?;
         thread::scope(|scope| {
             let inside = scope.spawn(|| {
-                setns(&self.file, CloneFlags::CLONE_NEWNET).context("cannot enter a pod's network namespace")?;
+                setns(&namespace, CloneFlags::CLONE_NEWNET).context("cannot enter a pod's network namespace")?;
                 work()
             });
             inside.join().map_err(|_| anyhow!("a thread inside a pod's network namespace panicked"))?
