@@ -1,15 +1,17 @@
 //! Real applications, unmodified, in two pods with a sidecar in each: in plaintext, and with mutual TLS or nothing.
 
+#[path = "apps/postgres.rs"]
+mod postgres;
+
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::{sys::signal::Signal, unistd::User};
 use sidecar_tests::harness::{Layout, Mesh, PATIENCE, Pod, Process, nginx, patient, wait_for_port, work};
 
 /// Runs `test` in a world of its own for each layout.
@@ -127,11 +129,11 @@ fn redis_passes_its_own_benchmark() -> Result<()> {
     everywhere(|mesh| {
         let _redis = redis(&mesh.world.server)?;
         let client = &mesh.world.client;
-        let requests = work(2000).to_string();
+        let (requests, bytes) = (work(2000).to_string(), work(2000).to_string());
         for pipeline in ["1", "16"] {
             let tests = "ping,set,get,incr,lpush,lrange_100,mset";
             let args =
-                ["-h", "10.77.0.2", "-n", &requests, "-c", "50", "-d", "2000", "-P", pipeline, "-t", tests, "--csv"];
+                ["-h", "10.77.0.2", "-n", &requests, "-c", "50", "-d", &bytes, "-P", pipeline, "-t", tests, "--csv"];
             let report = client.run("redis-benchmark", args)?;
             ensure!(report.lines().count() >= 8 && !report.to_lowercase().contains("error"), "{report}");
         }
@@ -159,90 +161,6 @@ fn redis_delivers_published_messages() -> Result<()> {
         }
         mesh.ensure_carried(3)
     })
-}
-
-/// The newest PostgreSQL of the distribution.
-fn postgres_program(name: &str) -> Result<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").context("is postgresql installed?")?;
-    let mut paths: Vec<PathBuf> = versions.flatten().map(|version| version.path().join("bin").join(name)).collect();
-    paths.sort();
-    paths.pop().filter(|path| path.exists()).with_context(|| format!("no {name} below /usr/lib/postgresql"))
-}
-
-/// A fresh database server, run by the user `postgres` as it insists.
-fn postgres(pod: &Pod) -> Result<Process> {
-    let user = User::from_name("postgres")?.context("no user postgres: is postgresql installed?")?;
-    let data = pod.directory().join("data");
-    fs::create_dir(&data)?;
-    std::os::unix::fs::chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
-    let drop_root = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
-    let (initdb, server) = (postgres_program("initdb")?, postgres_program("postgres")?);
-    let create = ["-D", text(&data), "-A", "trust", "-U", "postgres", "--no-sync", "--no-instructions", "-E", "UTF8"];
-    pod.run("setpriv", drop_root.iter().chain(&[text(&initdb)]).chain(&create))?;
-    let everyone = "host all all all trust\n";
-    fs::write(data.join("pg_hba.conf"), everyone)?;
-    let socket = format!("unix_socket_directories={}", text(&data));
-    let run = ["-D", text(&data), "-c", "listen_addresses=*", "-c", &socket, "-c", "fsync=off", "-c", "ssl=off"];
-    let args: Vec<&str> = drop_root.iter().chain(&[text(&server)]).chain(&run).copied().collect();
-    let postgres = spawn(pod, "setpriv", &args)?;
-    let ready = |lines: &[String]| lines.iter().any(|line| line.contains("ready to accept connections")).then_some(());
-    postgres.err.wait_for(PATIENCE, ready).with_context(|| postgres.output())?;
-    Ok(postgres)
-}
-
-const DATABASE: &str = "host=10.77.0.2 user=postgres dbname=postgres connect_timeout=10";
-
-#[test]
-fn postgres_runs_pgbench_copies_and_cancels() -> Result<()> {
-    everywhere(|mesh| {
-        let _postgres = postgres(&mesh.world.server)?;
-        let client = &mesh.world.client;
-        let pgbench = postgres_program("pgbench")?;
-        client.run(text(&pgbench), ["-q", "-i", "-s", "1", DATABASE])?;
-        // Simple and prepared queries, then a connection for every transaction.
-        let transactions = work(40).to_string();
-        for mode in [["-M", "simple"], ["-M", "prepared"], ["-C", "-S"]] {
-            let args = ["-c", "8", "-j", "2", "-t", &transactions];
-            let report = client.run(text(&pgbench), args.iter().chain(&mode).chain(&[DATABASE]))?;
-            ensure!(report.contains("number of failed transactions: 0"), "{mode:?}: {report}");
-        }
-        copy_there_and_back(client)?;
-        cancel(client)?;
-        mesh.ensure_carried(8)
-    })
-}
-
-fn copy_there_and_back(client: &Pod) -> Result<()> {
-    let rows = work(300_000);
-    let sum = "select count(*), sum(i), md5(string_agg(t, '' order by i)) from copied";
-    let script = format!(
-        "set -e -o pipefail\n\
-         q() {{ psql -qAtX -v ON_ERROR_STOP=1 '{DATABASE}' -c \"$1\"; }}\n\
-         q 'create table made as select i, md5(i::text) t from generate_series(1, {rows}) i'\n\
-         q 'create table copied (i int, t text)'\n\
-         q 'copy made to stdout' | q 'copy copied from stdin'\n\
-         q \"{sum}\"\n\
-         q \"{}\"",
-        sum.replace("copied", "made")
-    );
-    let report = client.run("bash", ["-c", &script])?;
-    let sums: Vec<&str> = report.lines().collect();
-    ensure!(sums.len() == 2 && sums[0] == sums[1] && sums[0].starts_with(&format!("{rows}|")), "{report}");
-    Ok(())
-}
-
-/// Ctrl-C in psql cancels over a second connection.
-fn cancel(client: &Pod) -> Result<()> {
-    // The notice is from within the statement: after an answer there would be nothing to cancel yet.
-    let statement = "do $$ begin raise notice 'started'; perform pg_sleep(60); end $$";
-    let mut sleeper = spawn(client, "psql", &["-qAtX", DATABASE, "-c", statement])?;
-    let started = |lines: &[String]| lines.iter().any(|line| line.ends_with("started")).then_some(());
-    sleeper.err.wait_for(PATIENCE, started).with_context(|| sleeper.output())?;
-    sleeper.signal(Signal::SIGINT)?;
-    sleeper.wait(PATIENCE)?;
-    let message = sleeper.err.text();
-    ensure!(message.contains("canceling statement due to user request"), "{message}");
-    Ok(())
 }
 
 #[test]
