@@ -1,5 +1,7 @@
 //! A new binary takes the place of the one that runs, and nobody notices; one that cannot changes nothing.
 
+#[path = "upgrade/asking.rs"]
+mod asking;
 #[path = "upgrade/capable_file.rs"]
 mod capable_file;
 #[path = "upgrade/given_back.rs"]
@@ -7,7 +9,7 @@ mod given_back;
 #[path = "upgrade/refused.rs"]
 mod refused;
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -18,10 +20,12 @@ use sidecar_tests::{
     agent::puppet::Order,
     cases::net::{ANY, TO_V4, TO_V6},
     harness::{
-        Authority, Mesh, PATIENCE, Pod, Puppet, Sidecar, Spawn, World, bpf, children, eventually, patient,
-        with_other_tags, without_helper, work,
+        Authority, Mesh, PATIENCE, Pod, Puppet, Sidecar, World, bpf, children, eventually, patient, with_other_tags,
+        without_helper, work,
     },
 };
+
+use asking::{command, refused, script, upgrade};
 
 /// So long that no stream of a test is cut because the machine is slow.
 const LONG: &str = "proxy: { drain_deadline: 10m }\n";
@@ -67,36 +71,6 @@ impl Stage {
         ensure!(seen.port() != local.port(), "it goes direct");
         Ok(())
     }
-}
-
-/// An executable file that is no build of ours.
-fn script(pod: &Pod, name: &str, text: &str) -> Result<String> {
-    let (draft, path) = (pod.directory().join("draft"), pod.directory().join(name));
-    fs::write(&draft, text)?;
-    // Another process writes what is to be executed: one that is forked here meanwhile would hold it open for writing.
-    let mut install = Command::new("install");
-    install.args(["-m", "755"]).args([&draft, &path]);
-    Spawn::default().start(install)?.finish(PATIENCE)?;
-    Ok(path.to_str().context("a path of words")?.to_owned())
-}
-
-fn command(pod: &Pod, args: &[&str]) -> Result<Command> {
-    let mut command = Sidecar::program()?;
-    command.arg("upgrade").args(args).arg("--config").arg(pod.directory().join("sidecar.yaml"));
-    Ok(command)
-}
-
-/// Upgrades the sidecar of this pod; what the command says.
-fn upgrade(pod: &Pod, args: &[&str]) -> Result<String> {
-    pod.spawn_beside_sidecar(command(pod, args)?)?.finish(6 * PATIENCE)
-}
-
-/// An upgrade that fails; why.
-fn refused(pod: &Pod, args: &[&str]) -> Result<String> {
-    let mut process = pod.spawn_beside_sidecar(command(pod, args)?)?;
-    let status = process.wait(6 * PATIENCE)?;
-    ensure!(status.code() == Some(1), "{status}{}", process.output());
-    Ok(process.err.text())
 }
 
 /// The ids of the programs that run for connects of the pod.

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 /// How the guest mounts this machine's root. What was read once stays cached: nothing changes below it.
 const ROOT_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose";
 
-/// Three tests at a time, for the guest has two CPUs and most tests wait; the output of passing tests too, for it holds
+/// Two tests at a time, for the guest has two CPUs and most tests wait; the output of passing tests too, for it holds
 /// what was skipped.
-const LIBTEST: [&str; 3] = ["--test-threads=3", "--show-output", "--color=never"];
+const LIBTEST: [&str; 3] = ["--test-threads=2", "--show-output", "--color=never"];
 
 /// Lines of the console that are shown when a run goes wrong otherwise than by a failed test.
 const TAIL: usize = 40;
