@@ -13,11 +13,11 @@ use serde_json::{Value as Json, json};
 use super::orders::Orders;
 use crate::{
     config::Acceleration,
-    control::Report,
+    control,
     lifecycle::{
         beats::Heartbeat,
         board::{BoardReader, Figure},
-        fast_path::{Phase, TRAPS},
+        fast_path::{Phase, Report, TRAPS},
     },
     net,
     telemetry::Telemetry,
@@ -85,7 +85,7 @@ impl FastPath {
         const A_MOMENT: Duration = Duration::from_micros(200);
         let answers = || self.board.get(Figure::FastPathAnswers);
         let (before, asked) = (answers(), Instant::now());
-        self.orders.report(&Report::FastPath(wanted));
+        self.orders.report(&control::Report::FastPath(wanted));
         while answers() == before {
             if asked.elapsed() > PATIENCE {
                 return false;
@@ -112,7 +112,8 @@ impl FastPath {
             "why": why,
             "connections": connections,
             "redirects": report.as_ref().map(|report| report.redirects),
-            "sprung": report.map(|report| report.sprung),
+            "sprung": report.as_ref().map(|report| &report.sprung),
+            "untried": report.as_ref().map(|report| &report.untried),
         })
     }
 }
@@ -132,5 +133,15 @@ pub(super) fn export(telemetry: &Telemetry, board: BoardReader) {
             let sprung = report.sprung.iter().any(|name| name == trap);
             metrics::gauge!("sidecar_fast_path_trap", "trap" => trap).set(f64::from(u8::from(sprung)));
         }
+        export_variant("to_proxy", &report);
     }));
+}
+
+/// What the probe came to with these directions.
+fn export_variant(variant: &'static str, report: &Report) {
+    for trap in TRAPS {
+        let is_in = |names: &[String]| names.iter().any(|name| name == trap);
+        let found = if is_in(&report.untried) { 2.0 } else { f64::from(u8::from(is_in(&report.sprung))) };
+        metrics::gauge!("sidecar_fast_path_probe", "variant" => variant, "trap" => trap).set(found);
+    }
 }

@@ -92,6 +92,8 @@ pub enum Figure {
     SupervisorDescriptors,
     /// Looks for connections worth the fast path that failed.
     FastPathFailures,
+    /// A bit for each trap that the probe could not play.
+    FastPathUntried,
 }
 
 /// Words for figures, more than there are.

@@ -252,7 +252,10 @@ fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Re
         Some(report) => report,
         None => {
             let report = probe::probe(&mut engine, Directions::One)?;
-            memory::remember(&report);
+            // What was not tried today may be tomorrow.
+            if report.untried.is_empty() {
+                memory::remember(&report);
+            }
             report
         }
     };

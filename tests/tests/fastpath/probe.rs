@@ -1,7 +1,7 @@
 //! What the probe finds on each kernel, and what becomes of it: of the fast path as it is, and of what it could be as well.
 
 use anyhow::{Context, Result, ensure};
-use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, patient};
+use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, bpf, patient};
 
 #[test]
 fn fastpath_is_what_check_says() -> Result<()> {
@@ -29,6 +29,38 @@ fn fastpath_auto_is_on_exactly_where_no_trap_is_sprung() -> Result<()> {
     ensure!(metrics.sum("sidecar_fast_path_on", &[]) == f64::from(u8::from(clean)), "{status}");
     let sprung = status["sprung"].as_array().map_or(0, Vec::len) as f64;
     ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == sprung, "{status}");
+    Ok(())
+}
+
+/// A trap that was played on a socket that is somebody else's has shown nothing.
+#[test]
+fn fastpath_is_not_used_where_a_trap_could_not_be_enrolled_and_names_it() -> Result<()> {
+    const ROOM: u32 = 3;
+    let world = World::new()?;
+    for pod in [&world.client, &world.server] {
+        bpf::take_sockets_of(pod.cgroup(), ROOM)?;
+    }
+    // It probes at each start.
+    let sidecar = Sidecar::start(&world.client, "acceleration: force\n")?;
+    let status = sidecar.fast_path_probed()?;
+    if status["redirects"] != true {
+        harness::skip("fastpath", "this kernel does not redirect");
+        return Ok(());
+    }
+    let untried = status["untried"].as_array().context("what could not be tried")?;
+    ensure!((1..=ROOM as usize).contains(&untried.len()), "{status}");
+    let metrics = sidecar.metrics()?;
+    for name in untried {
+        let name = name.as_str().context("a name")?;
+        ensure!(status["why"].as_str().is_some_and(|why| why.contains("not tried") && why.contains(name)), "{status}");
+        let found = metrics.sum("sidecar_fast_path_probe", &[("variant", "to_proxy"), ("trap", name)]);
+        ensure!(found == 2.0, "{name}: {found}");
+    }
+    let mut command = Sidecar::program()?;
+    command.args(["check", "--set", "acceleration=auto"]);
+    let said = world.server.spawn_beside_sidecar(command)?.finish(patient(PATIENCE))?;
+    let line = said.lines().find(|line| line.starts_with("-     fast path ")).context("no line about it")?;
+    ensure!(line.contains("not used: ") && line.contains("not tried, for their connections"), "{line}");
     Ok(())
 }
 

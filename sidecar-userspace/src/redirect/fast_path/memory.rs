@@ -67,7 +67,7 @@ fn remember_in(directory: &Path, subject: &Json, report: &Report) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -75,7 +75,7 @@ mod tests {
     fn a_report_is_recalled_for_its_own_subject_and_from_its_own_file_alone() {
         let directory = std::env::temp_dir().join(format!("sidecar-memory-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        let report = Report { redirects: true, sprung: vec!["fionread".into()], took: Duration::ZERO };
+        let report = Report { redirects: true, sprung: vec!["fionread".into()], ..Report::default() };
         let (this, other) = (json!({ "boot": "a" }), json!({ "boot": "b" }));
         assert_eq!(recall_from(&directory, &this), None);
         remember_in(&directory, &this, &report).unwrap();
