@@ -103,10 +103,11 @@ impl FastPath {
             phase = Phase::read(&self.board);
         }
         let why = phase.why();
-        let (on, connections, report) = match phase {
-            Phase::Present { report, on, connections, .. } => (on, connections, Some(report)),
+        let (on, connections, found) = match phase {
+            Phase::Present { report, both, on, connections, .. } => (on, connections, Some((report, both))),
             _ => (false, 0, None),
         };
+        let (report, both) = found.map_or((None, None), |(report, both)| (Some(report), both));
         json!({
             "on": on,
             "why": why,
@@ -114,6 +115,12 @@ impl FastPath {
             "redirects": report.as_ref().map(|report| report.redirects),
             "sprung": report.as_ref().map(|report| &report.sprung),
             "untried": report.as_ref().map(|report| &report.untried),
+            "both": both.map(|both| json!({
+                "redirects": both.report.redirects,
+                "sprung": both.report.sprung,
+                "untried": both.report.untried,
+                "loses_unread": both.loses_unread,
+            })),
         })
     }
 }
@@ -122,23 +129,27 @@ impl FastPath {
 pub(super) fn export(telemetry: &Telemetry, board: BoardReader) {
     telemetry.add_source(Box::new(move || {
         let present = match Phase::read(&board) {
-            Phase::Present { report, on, .. } => Some((report, on)),
+            Phase::Present { report, both, on, .. } => Some((report, both, on)),
             _ => None,
         };
-        let on = present.as_ref().is_some_and(|(_, on)| *on);
+        let on = present.as_ref().is_some_and(|(_, _, on)| *on);
         metrics::gauge!("sidecar_fast_path_on").set(f64::from(u8::from(on)));
         metrics::counter!("sidecar_fast_path_failed_looks_total").absolute(board.get(Figure::FastPathFailures));
-        let Some((report, _)) = present else { return };
+        let Some((report, both, _)) = present else { return };
         for trap in TRAPS {
             let sprung = report.sprung.iter().any(|name| name == trap);
             metrics::gauge!("sidecar_fast_path_trap", "trap" => trap).set(f64::from(u8::from(sprung)));
         }
-        export_variant("to_proxy", &report);
+        export_variant("to_proxy", &report, report.is_clean());
+        if let Some(both) = both {
+            export_variant("both", &both.report, both.is_clean());
+        }
     }));
 }
 
 /// What the probe came to with these directions.
-fn export_variant(variant: &'static str, report: &Report) {
+fn export_variant(variant: &'static str, report: &Report, clean: bool) {
+    metrics::gauge!("sidecar_fast_path_clean", "variant" => variant).set(f64::from(u8::from(clean)));
     for trap in TRAPS {
         let is_in = |names: &[String]| names.iter().any(|name| name == trap);
         let found = if is_in(&report.untried) { 2.0 } else { f64::from(u8::from(is_in(&report.sprung))) };

@@ -94,6 +94,12 @@ pub enum Figure {
     FastPathFailures,
     /// A bit for each trap that the probe could not play.
     FastPathUntried,
+    /// What the probe found of both directions: bits of [`super::fast_path`], 0 if it was not made.
+    FastPathBoth,
+    /// A bit for each trap that it sprang (as the one below).
+    FastPathBothSprung,
+    /// That it could not play.
+    FastPathBothUntried,
 }
 
 /// Words for figures, more than there are.

@@ -8,10 +8,17 @@ use std::time::Duration;
 use super::board::{Board, BoardReader, Figure};
 use crate::config::Acceleration;
 
-pub use report::{Report, TRAPS};
+pub use report::{Both, Report, TRAPS};
 
 /// The number of [`Phase::Present`] on the board while looks fail.
 const FAILING: u64 = 4;
+
+/// Bits of [`Figure::FastPathBoth`].
+mod both {
+    pub(super) const PROBED: u64 = 1;
+    pub(super) const REDIRECTS: u64 = 2;
+    pub(super) const LOSES_UNREAD: u64 = 4;
+}
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub enum Phase {
     Present {
         /// What the probe found.
         report: Report,
+        /// What it found of both directions, if it could.
+        both: Option<Both>,
         /// Messages may be redirected now.
         on: bool,
         /// An operator has said so.
@@ -47,7 +56,8 @@ impl Phase {
                 board.say(why);
                 2
             }
-            Self::Present { report, on, by_hand, connections, failing } => {
+            Self::Present { report, both, on, by_hand, connections, failing } => {
+                write_both(board, both.as_ref());
                 for (figure, value) in [
                     (Figure::FastPathRedirects, u64::from(report.redirects)),
                     (Figure::FastPathSprung, bits(&report.sprung)),
@@ -74,6 +84,7 @@ impl Phase {
             1 => Self::Starting,
             2 => Self::Absent(board.said()),
             phase => Self::Present {
+                both: read_both(board),
                 report: Report {
                     redirects: board.get(Figure::FastPathRedirects) != 0,
                     sprung: names(board.get(Figure::FastPathSprung)),
@@ -136,6 +147,26 @@ impl Phase {
             Self::Off | Self::Starting | Self::Absent(_) => Ok(()),
         }
     }
+}
+
+fn write_both(board: &Board, found: Option<&Both>) {
+    let Some(Both { report, loses_unread }) = found else { return board.set(Figure::FastPathBoth, 0) };
+    let bit = |is, bit| if is { bit } else { 0 };
+    let found = both::PROBED | bit(report.redirects, both::REDIRECTS) | bit(*loses_unread, both::LOSES_UNREAD);
+    board.set(Figure::FastPathBoth, found);
+    board.set(Figure::FastPathBothSprung, bits(&report.sprung));
+    board.set(Figure::FastPathBothUntried, bits(&report.untried));
+}
+
+fn read_both(board: &BoardReader) -> Option<Both> {
+    let found = board.get(Figure::FastPathBoth);
+    let report = Report {
+        redirects: found & both::REDIRECTS != 0,
+        sprung: names(board.get(Figure::FastPathBothSprung)),
+        untried: names(board.get(Figure::FastPathBothUntried)),
+        took: Duration::ZERO,
+    };
+    (found & both::PROBED != 0).then_some(Both { report, loses_unread: found & both::LOSES_UNREAD != 0 })
 }
 
 /// A bit for each of these traps.

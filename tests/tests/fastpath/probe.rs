@@ -29,6 +29,16 @@ fn fastpath_auto_is_on_exactly_where_no_trap_is_sprung() -> Result<()> {
     ensure!(metrics.sum("sidecar_fast_path_on", &[]) == f64::from(u8::from(clean)), "{status}");
     let sprung = status["sprung"].as_array().map_or(0, Vec::len) as f64;
     ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == sprung, "{status}");
+    ensure!(
+        metrics.sum("sidecar_fast_path_clean", &[("variant", "to_proxy")]) == f64::from(u8::from(clean)),
+        "{status}"
+    );
+    // What the one before has found is known to the next.
+    drop(sidecar);
+    let next = Sidecar::start(&world.client, "acceleration: auto\n")?.fast_path_probed()?;
+    for found in ["on", "redirects", "sprung", "both"] {
+        ensure!(next[found] == status[found], "{status} and then {next}");
+    }
     Ok(())
 }
 
@@ -89,6 +99,16 @@ fn fastpath_in_both_directions_would_be_seen_by_applications_and_check_says_how(
     let (one, both) = (line("-     fast path ")?, line("-     both directions ")?);
     println!("{one}\n{both}");
     ensure!(sprung(both).contains(&"splice") && both.contains("never used"), "{both}");
+    // The sidecar has found the same of them.
+    let shown = status["both"]["sprung"].as_array().context("what the probe found of both directions")?;
+    ensure!(shown.iter().filter_map(|name| name.as_str()).eq(sprung(both)), "{status}: {both}");
+    ensure!(status["both"]["loses_unread"] == both.contains("unread is lost"), "{status}: {both}");
+    let metrics = sidecar.metrics()?;
+    for (variant, count) in [("to_proxy", status["sprung"].as_array().map_or(0, Vec::len)), ("both", shown.len())] {
+        let sum = metrics.sum("sidecar_fast_path_probe", &[("variant", variant)]);
+        ensure!(sum == count as f64, "{variant}: {sum} {status}");
+    }
+    ensure!(metrics.sum("sidecar_fast_path_clean", &[("variant", "both")]) == 0.0, "{status}");
     // What both show is not told of the one that is used: the sidecar itself, which tries one alone, has found the same.
     let found = status["sprung"].as_array().context("what the probe found")?;
     for trap in ["fionread", "splice"] {

@@ -66,3 +66,35 @@ impl Report {
         }
     }
 }
+
+/// What the probe found of both directions, in which nothing is carried.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Both {
+    /// What the traps showed.
+    pub report: Report,
+    /// What an application has not read is lost when its end leaves the fast path.
+    pub loses_unread: bool,
+}
+
+impl Both {
+    /// Whether nothing observable changes.
+    pub fn is_clean(&self) -> bool {
+        self.report.is_clean() && !self.loses_unread
+    }
+
+    /// For people.
+    pub fn verdict(&self) -> String {
+        let Report { redirects, sprung, untried, .. } = &self.report;
+        if !redirects {
+            return "never used; this kernel does not redirect so".to_owned();
+        }
+        let (count, names) = match sprung.as_slice() {
+            [] => ("none".to_owned(), String::new()),
+            sprung => (sprung.len().to_string(), format!(": {}", sprung.join(", "))),
+        };
+        let untried = if untried.is_empty() { String::new() } else { format!("; not tried: {}", untried.join(", ")) };
+        let lost = if self.loses_unread { "; what is unread is lost when it is switched off" } else { "" };
+        let used = if self.is_clean() { "not implemented for traffic" } else { "never used" };
+        format!("a difference in {count} of {} traps{names}{untried}{lost}; {used}", TRAPS.len())
+    }
+}

@@ -12,7 +12,10 @@ use super::{
     traps::{Ends, TRAPS, Trap},
 };
 use crate::{
-    lifecycle::{self, fast_path::Report},
+    lifecycle::{
+        self,
+        fast_path::{Both, Report},
+    },
     net::scratch::{Rendezvous, Scratch},
 };
 
@@ -33,6 +36,19 @@ impl Report {
     }
 }
 
+impl Both {
+    /// As it is kept.
+    pub(super) fn to_json(&self) -> Json {
+        json!({ "report": self.report.to_json(), "loses_unread": self.loses_unread })
+    }
+
+    /// As it was kept; `None`: not one.
+    pub(super) fn from_json(kept: &Json) -> Option<Self> {
+        let report = Report::from_json(kept.get("report")?)?;
+        Some(Self { report, loses_unread: kept.get("loses_unread")?.as_bool()? })
+    }
+}
+
 /// What goes past TCP.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Directions {
@@ -44,7 +60,10 @@ pub(super) enum Directions {
 
 /// Looks at the sockets at most until all that is wanted is enrolled: a socket may be in use just when it is looked at.
 const LOOKS: u32 = 5;
-/// Between two of them.
+/// What both directions may take before the rest stays untried: each wait that ends in nothing takes a second, and the fast path begins
+/// after it.
+const BUDGET: Duration = Duration::from_secs(5);
+/// Between two looks.
 const A_MOMENT: Duration = Duration::from_millis(1);
 
 /// Plays every trap with these directions. Leaves the engine switched off.
@@ -94,7 +113,7 @@ impl Stage {
 
     /// Plays them.
     fn report(mut self, directions: Directions) -> Result<Report, Error> {
-        let mut report = Report::default();
+        let (began, mut report) = (Instant::now(), Report::default());
         if !self.has(&self.witness)? {
             report.untried = TRAPS.iter().map(|trap| trap.name.to_owned()).collect();
             return Ok(report);
@@ -102,7 +121,8 @@ impl Stage {
         report.redirects = self.redirects(directions).map_err(failed("write over loopback"))?;
         for (trap, ends) in TRAPS.iter().zip(std::mem::take(&mut self.ends)) {
             let enrolled = self.has(&ends)?;
-            let shown = if !enrolled && !trap.blocking {
+            let late = directions == Directions::Both && began.elapsed() > BUDGET;
+            let shown = if late || !enrolled && !trap.blocking {
                 &mut report.untried
             // An application that waits in a receive has noticed it already.
             } else if enrolled && trap.blocking || self.springs(trap, ends)? {
