@@ -4,6 +4,8 @@
 use std::{
     convert::Infallible,
     future::pending,
+    process,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -29,6 +31,10 @@ pub(super) struct FastPath {
     acceleration: Acceleration,
     board: BoardReader,
     orders: Orders,
+    /// The number of the last question. Locked while it is sent: the supervisor hears them in their order.
+    asked: Arc<Mutex<u64>>,
+    /// What an answer may take.
+    patience: Duration,
 }
 
 /// Before the first connection: what is accepted may be brought onto the fast path at any time.
@@ -60,7 +66,11 @@ pub(super) async fn tell_what_is_carried(
 
 impl FastPath {
     pub(super) fn new(acceleration: Acceleration, board: BoardReader, orders: Orders) -> Self {
-        Self { acceleration, board, orders }
+        /// It answers in microseconds, or after a pass over many sockets. No thread that carries connections waits.
+        const PATIENCE: Duration = Duration::from_millis(500);
+        // Around an upgrade there are two workers, and one that takes the place of a dead one begins anew: each has numbers of its own.
+        let asked = Arc::new(Mutex::new(u64::from(process::id()) << 32));
+        Self { acceleration, board, orders, asked, patience: PATIENCE }
     }
 
     /// Has the supervisor switch it, and waits until it has.
@@ -80,19 +90,24 @@ impl FastPath {
 
     /// Has the supervisor write how it stands now; false: it is late.
     fn ask(&self, wanted: Option<bool>) -> bool {
-        /// It answers in microseconds, or after a pass over many sockets. No thread that carries connections waits.
-        const PATIENCE: Duration = Duration::from_millis(500);
         const A_MOMENT: Duration = Duration::from_micros(200);
-        let answers = || self.board.get(Figure::FastPathAnswers);
-        let (before, asked) = (answers(), Instant::now());
-        self.orders.report(&control::Report::FastPath(wanted));
-        while answers() == before {
-            if asked.elapsed() > PATIENCE {
+        let (number, asked) = (self.send(wanted), Instant::now());
+        while !is_answered(number, self.board.get(Figure::FastPathAnswered)) {
+            if asked.elapsed() > self.patience {
                 return false;
             }
             thread::sleep(A_MOMENT);
         }
         true
+    }
+
+    /// Sends a question; its number.
+    fn send(&self, wanted: Option<bool>) -> u64 {
+        // A panic elsewhere leaves a number that still holds.
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked += 1;
+        self.orders.report(&control::Report::FastPath { wanted, number: *asked });
+        *asked
     }
 
     /// What the admin interface tells.
@@ -123,6 +138,11 @@ impl FastPath {
             })),
         })
     }
+}
+
+/// Whether a question is answered, when the last one that was has this number: it, or a later one of the same worker.
+fn is_answered(number: u64, last: u64) -> bool {
+    last >> 32 == number >> 32 && last >= number
 }
 
 /// What is known of it joins every rendering of the metrics.
@@ -156,3 +176,6 @@ fn export_variant(variant: &'static str, report: &Report, clean: bool) {
         metrics::gauge!("sidecar_fast_path_probe", "variant" => variant, "trap" => trap).set(found);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,8 +56,8 @@ pub enum Figure {
     FastPathSprung,
     /// Connections that were on it at the last look.
     FastPathConnections,
-    /// How often an operator was answered about it.
-    FastPathAnswers,
+    /// The number of the last question about it that was answered.
+    FastPathAnswered,
     /// Binaries that took the place of the one before.
     UpgradesDone,
     /// Upgrades that changed nothing.

@@ -102,8 +102,8 @@ impl FastPath {
     }
 
     /// Switches it on or off, if that is wanted and allowed, and writes how it stands on the board. Off means for the very next
-    /// message.
-    pub fn answer(&self, wanted: Option<bool>) {
+    /// message. `number` is the question's.
+    pub fn answer(&self, wanted: Option<bool>, number: u64) {
         let mut state = self.lock();
         if let Some(on) = wanted.filter(|on| !on || state.standing().allows(state.acceleration).is_ok()) {
             state.wanted = Some(on);
@@ -111,7 +111,7 @@ impl FastPath {
             self.0.changed.notify_all();
         }
         self.publish(&state);
-        self.0.board.add(Figure::FastPathAnswers, 1);
+        self.0.board.set(Figure::FastPathAnswered, number);
     }
 
     /// Lets every byte go by TCP from the next message on, until [`Self::resume`]. Returns what that needs.
