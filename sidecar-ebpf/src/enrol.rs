@@ -100,9 +100,7 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     if CANDIDATES.insert(key, Candidate::default(), 0).is_err() {
         count(ctx, Counter::EnrolFull);
     }
-    if switch.answers != 0
-        && CANDIDATES.insert(key.reversed(), Candidate { receiver: socket.address() }, 0).is_err()
-    {
+    if switch.answers != 0 && CANDIDATES.insert(key.reversed(), Candidate { receiver: socket.address() }, 0).is_err() {
         count(ctx, Counter::EnrolFull);
     }
     None

@@ -41,7 +41,10 @@ async fn of_two_callers_at_once_each_waits_for_the_answer_to_its_own_question() 
     let callers = [None, Some(true)].map(|wanted| {
         let (path, done) = (path.clone(), done.clone());
         thread::spawn(move || {
-            let became = if wanted.is_some() { path.switch(true) } else { Ok(drop(path.to_json())) };
+            let became = match wanted {
+                Some(on) => path.switch(on),
+                None => path.ask(None).then_some(()).ok_or_else(|| "late".to_owned()),
+            };
             done.send((wanted, became)).unwrap();
         })
     });
