@@ -155,8 +155,9 @@ impl FastPath {
         self.publish(&state);
         if let Progress::Present { report, both, on, .. } = &state.phase {
             let (verdict, probe_ms) = (report.verdict(), report.took.as_millis());
+            let both_ms = both.as_ref().map(|both| both.report.took.as_millis());
             let both = both.as_ref().map(Both::verdict);
-            tracing::info!(on, verdict, probe_ms, both, "fast path");
+            tracing::info!(on, verdict, probe_ms, both, both_ms, "fast path");
         }
     }
 

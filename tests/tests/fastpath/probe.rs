@@ -1,7 +1,7 @@
 //! What the probe finds on each kernel, and what becomes of it: of the fast path as it is, and of what it could be as well.
 
 use anyhow::{Context, Result, ensure};
-use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, bpf, patient};
+use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, bpf, eventually, patient};
 
 #[test]
 fn fastpath_is_what_check_says() -> Result<()> {
@@ -23,21 +23,24 @@ fn fastpath_auto_is_on_exactly_where_no_trap_is_sprung() -> Result<()> {
     let status = sidecar.fast_path_probed()?;
     // For the table in the README: `cargo xtask vm -- --nocapture fastpath_auto`.
     println!("acceleration: auto makes of this kernel: {status}");
-    let clean = status["redirects"] == true && status["sprung"].as_array().is_some_and(Vec::is_empty);
+    let clean = status["redirects"] == true && count(&status["sprung"]) + count(&status["untried"]) == 0;
     ensure!(status["on"] == clean, "{status}");
     let metrics = sidecar.metrics()?;
     ensure!(metrics.sum("sidecar_fast_path_on", &[]) == f64::from(u8::from(clean)), "{status}");
-    let sprung = status["sprung"].as_array().map_or(0, Vec::len) as f64;
-    ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == sprung, "{status}");
+    ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == count(&status["sprung"]) as f64, "{status}");
     ensure!(
         metrics.sum("sidecar_fast_path_clean", &[("variant", "to_proxy")]) == f64::from(u8::from(clean)),
         "{status}"
     );
-    // What the one before has found is known to the next.
     drop(sidecar);
-    let next = Sidecar::start(&world.client, "acceleration: auto\n")?.fast_path_probed()?;
-    for found in ["on", "redirects", "sprung", "both"] {
-        ensure!(next[found] == status[found], "{status} and then {next}");
+    if count(&status["untried"]) == 0 && status["both"].is_object() && count(&status["both"]["untried"]) == 0 {
+        // What the one before has found the next one knows.
+        let next = Sidecar::start(&world.client, "acceleration: auto\n")?;
+        let told = || {
+            let log = next.process.output().to_string();
+            log.contains("probe_ms=0 ") && log.contains("both_ms=0")
+        };
+        ensure!(eventually(patient(PATIENCE), told), "{}", next.process.output());
     }
     Ok(())
 }
@@ -74,6 +77,11 @@ fn fastpath_is_not_used_where_a_trap_could_not_be_enrolled_and_names_it() -> Res
     Ok(())
 }
 
+/// How many names that are.
+fn count(names: &serde_json::Value) -> usize {
+    names.as_array().map_or(0, Vec::len)
+}
+
 /// The traps that a line of `sidecar check` names.
 fn sprung(line: &str) -> Vec<&str> {
     let names = line.split_once("traps: ").and_then(|(_, rest)| rest.split_once(';'));
@@ -101,12 +109,13 @@ fn fastpath_in_both_directions_would_be_seen_by_applications_and_check_says_how(
     ensure!(sprung(both).contains(&"splice") && both.contains("never used"), "{both}");
     // The sidecar has found the same of them.
     let shown = status["both"]["sprung"].as_array().context("what the probe found of both directions")?;
-    ensure!(shown.iter().filter_map(|name| name.as_str()).eq(sprung(both)), "{status}: {both}");
+    ensure!(shown.iter().any(|name| name == "splice"), "{status}: {both}");
     ensure!(status["both"]["loses_unread"] == both.contains("unread is lost"), "{status}: {both}");
     let metrics = sidecar.metrics()?;
-    for (variant, count) in [("to_proxy", status["sprung"].as_array().map_or(0, Vec::len)), ("both", shown.len())] {
+    for (variant, found) in [("to_proxy", &status), ("both", &status["both"])] {
         let sum = metrics.sum("sidecar_fast_path_probe", &[("variant", variant)]);
-        ensure!(sum == count as f64, "{variant}: {sum} {status}");
+        let expected = count(&found["sprung"]) + 2 * count(&found["untried"]);
+        ensure!(sum == expected as f64, "{variant}: {sum} {status}");
     }
     ensure!(metrics.sum("sidecar_fast_path_clean", &[("variant", "both")]) == 0.0, "{status}");
     // What both show is not told of the one that is used: the sidecar itself, which tries one alone, has found the same.
