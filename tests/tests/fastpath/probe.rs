@@ -69,6 +69,9 @@ fn fastpath_is_not_used_where_a_trap_could_not_be_enrolled_and_names_it() -> Res
         let found = metrics.sum("sidecar_fast_path_probe", &[("variant", "to_proxy"), ("trap", name)]);
         ensure!(found == 2.0, "{name}: {found}");
     }
+    // What both directions miss costs the one nothing.
+    let both = &status["both"];
+    ensure!(status["on"] == true && (both.is_null() || count(&both["untried"]) > 0), "{status}");
     let mut command = Sidecar::program()?;
     command.args(["check", "--set", "acceleration=auto"]);
     let said = world.server.spawn_beside_sidecar(command)?.finish(patient(PATIENCE))?;

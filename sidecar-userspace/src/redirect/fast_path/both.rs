@@ -54,12 +54,15 @@ fn loses_when_let_go(engine: &mut Engine) -> Result<bool, Error> {
     let (port, own) = (meeting.port().map_err(failed)?, app.port().map_err(failed)?);
     let is_there = |enrolled: &[u16]| enrolled.contains(&own);
     // What stays as it was shows nothing.
-    let must = |did: bool| if did { Ok(()) } else { Err(failed(io::ErrorKind::WouldBlock.into())) };
-    must(is_there(&probe::enrol(engine, &meeting, &[own])?))?;
+    let must = |did: bool, or: &str| if did { Ok(()) } else { Err(failed(io::Error::other(or))) };
+    must(is_there(&probe::enrol(engine, &meeting, &[own])?), "its connection could not be enrolled")?;
     let sent = proxy.write(&[1; UNREAD]).map_err(failed)?;
     app.await_event(PollFlags::POLLIN).map_err(failed)?;
     engine.turn(false)?;
-    must(!is_there(&probe::pass_until(engine, port, |enrolled| !is_there(enrolled))?))?;
+    must(
+        !is_there(&probe::pass_until(engine, port, |enrolled| !is_there(enrolled))?),
+        "its connection stays enrolled",
+    )?;
     // It was there already: whatever the answer is, nothing more comes.
     Ok(app.receive(UNREAD, 0).map_or(0, |received| received.len()) < sent)
 }
