@@ -142,7 +142,10 @@ impl Phase {
                 "the fast path stays off until a look at the pod's sockets succeeds, and goes on by itself then: {why}"
             )),
             Self::Present { on, .. } => {
-                Err(format!("the fast path stays {}; the sidecar's log says why", if *on { "on" } else { "off" }))
+                let stays = if *on { "on" } else { "off" };
+                Err(format!(
+                    "the fast path stays {stays}; the sidecar's log says why, unless somebody else has switched it meanwhile"
+                ))
             }
             Self::Off | Self::Starting | Self::Absent(_) => Ok(()),
         }
