@@ -170,8 +170,8 @@ pub struct Leg {
     pub receiver: u64,
 }
 
-/// Value of `CANDIDATES`, by the connection as the application's end sees it, and for the probe as the proxy's end sees it as well: what
-/// one pass knows.
+/// Value of `CANDIDATES`, by the connection as the application's end sees it, and with [`Switch::answers`] as the proxy's end sees it as
+/// well: what one pass knows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Candidate {
@@ -199,8 +199,8 @@ pub struct Switch {
     pub step: u32,
     /// Not zero: legs are connections to this port, whatever is noted about them. For the probe.
     pub probe_port: u32,
-    /// Always zero.
-    pub _pad: u32,
+    /// Not zero: the proxy's ends get legs for their messages as well. For the probe of both directions.
+    pub answers: u32,
     /// Bytes that a connection must have carried: [`WORTH_BYTES`], or 0 for the probe.
     pub worth: u64,
     /// Cookie of the pod's network namespace.

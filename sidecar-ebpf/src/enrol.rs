@@ -43,7 +43,7 @@ fn look(ctx: &SockIter) -> Option<()> {
     let end = end_of(ctx, switch, &key)?;
     match (switch.step, end) {
         (step::FIND, End::Application) => find(ctx, switch, socket, key),
-        (step::RECEIVERS, End::Proxy) => enrol_receiver(ctx, socket, key),
+        (step::RECEIVERS, End::Proxy) => enrol_receiver(ctx, switch, socket, key),
         (step::SENDERS, End::Application) => enrol_sender(ctx, socket, key),
         _ => None,
     }
@@ -100,18 +100,21 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     if CANDIDATES.insert(key, Candidate::default(), 0).is_err() {
         count(ctx, Counter::EnrolFull);
     }
-    if switch.probe_port != 0 {
-        // For `on_answer`. One that finds no room is a direction that stays on TCP, which the probe shows.
-        let _ = CANDIDATES.insert(key.reversed(), Candidate { receiver: socket.address() }, 0);
+    if switch.answers != 0 && CANDIDATES.insert(key.reversed(), Candidate { receiver: socket.address() }, 0).is_err() {
+        count(ctx, Counter::EnrolFull);
     }
     None
 }
 
 #[inline(always)]
-fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
+fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
     // SAFETY: one aligned word, written by the step before.
     let other = unsafe { CANDIDATES.get(key) }.map_or(0, |other| other.receiver);
+    // One whose way back found no room stays out: half of it on the fast path would look like all of it.
+    if switch.answers != 0 && other == 0 {
+        return None;
+    }
     let leg = Leg { key: key.reversed(), receiver: other };
     if !ctx.is_enrolled() {
         if socket.is_layered()? || !may_change(ctx, socket)? {

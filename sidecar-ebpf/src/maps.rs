@@ -129,7 +129,7 @@ pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 #[btf_map]
 pub static LEGS: SkStorage<Leg> = SkStorage::new();
 
-/// The connections that the pass under way is about to enrol, as the application's end sees them, in the probe as both ends do. Written by `on_socket`,
+/// The connections that the pass under way is about to enrol, as the application's end sees them, in the probe of both directions as both do. Written by `on_socket`,
 /// emptied by user space after each pass. *Configured.*
 #[map]
 pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);

@@ -4,6 +4,8 @@
 use std::{
     convert::Infallible,
     future::pending,
+    process,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -13,11 +15,11 @@ use serde_json::{Value as Json, json};
 use super::orders::Orders;
 use crate::{
     config::Acceleration,
-    control::Report,
+    control,
     lifecycle::{
         beats::Heartbeat,
         board::{BoardReader, Figure},
-        fast_path::{Phase, TRAPS},
+        fast_path::{Phase, Report, TRAPS},
     },
     net,
     telemetry::Telemetry,
@@ -29,6 +31,10 @@ pub(super) struct FastPath {
     acceleration: Acceleration,
     board: BoardReader,
     orders: Orders,
+    /// The number of the last question. Locked while it is sent: the supervisor hears them in their order.
+    asked: Arc<Mutex<u64>>,
+    /// What an answer may take.
+    patience: Duration,
 }
 
 /// Before the first connection: what is accepted may be brought onto the fast path at any time.
@@ -60,7 +66,11 @@ pub(super) async fn tell_what_is_carried(
 
 impl FastPath {
     pub(super) fn new(acceleration: Acceleration, board: BoardReader, orders: Orders) -> Self {
-        Self { acceleration, board, orders }
+        /// It answers in microseconds, or after a pass over many sockets. No thread that carries connections waits.
+        const PATIENCE: Duration = Duration::from_millis(500);
+        // Around an upgrade there are two workers, and one that takes the place of a dead one begins anew: each has numbers of its own.
+        let asked = Arc::new(Mutex::new(u64::from(process::id()) << 32));
+        Self { acceleration, board, orders, asked, patience: PATIENCE }
     }
 
     /// Has the supervisor switch it, and waits until it has.
@@ -80,19 +90,24 @@ impl FastPath {
 
     /// Has the supervisor write how it stands now; false: it is late.
     fn ask(&self, wanted: Option<bool>) -> bool {
-        /// It answers in microseconds, or after a pass over many sockets. No thread that carries connections waits.
-        const PATIENCE: Duration = Duration::from_millis(500);
         const A_MOMENT: Duration = Duration::from_micros(200);
-        let answers = || self.board.get(Figure::FastPathAnswers);
-        let (before, asked) = (answers(), Instant::now());
-        self.orders.report(&Report::FastPath(wanted));
-        while answers() == before {
-            if asked.elapsed() > PATIENCE {
+        let (number, asked) = (self.send(wanted), Instant::now());
+        while !is_answered(number, self.board.get(Figure::FastPathAnswered)) {
+            if asked.elapsed() > self.patience {
                 return false;
             }
             thread::sleep(A_MOMENT);
         }
         true
+    }
+
+    /// Sends a question; its number.
+    fn send(&self, wanted: Option<bool>) -> u64 {
+        // A panic elsewhere leaves a number that still holds.
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked += 1;
+        self.orders.report(&control::Report::FastPath { wanted, number: *asked });
+        *asked
     }
 
     /// What the admin interface tells.
@@ -103,34 +118,64 @@ impl FastPath {
             phase = Phase::read(&self.board);
         }
         let why = phase.why();
-        let (on, connections, report) = match phase {
-            Phase::Present { report, on, connections, .. } => (on, connections, Some(report)),
+        let (on, connections, found) = match phase {
+            Phase::Present { report, both, on, connections, .. } => (on, connections, Some((report, both))),
             _ => (false, 0, None),
         };
+        let (report, both) = found.map_or((None, None), |(report, both)| (Some(report), both));
         json!({
             "on": on,
             "why": why,
             "connections": connections,
             "redirects": report.as_ref().map(|report| report.redirects),
-            "sprung": report.map(|report| report.sprung),
+            "sprung": report.as_ref().map(|report| &report.sprung),
+            "untried": report.as_ref().map(|report| &report.untried),
+            "both": both.map(|both| json!({
+                "redirects": both.report.redirects,
+                "sprung": both.report.sprung,
+                "untried": both.report.untried,
+                "loses_unread": both.loses_unread,
+            })),
         })
     }
+}
+
+/// Whether a question is answered, when the last one that was has this number: it, or a later one of the same worker.
+fn is_answered(number: u64, last: u64) -> bool {
+    last >> 32 == number >> 32 && last >= number
 }
 
 /// What is known of it joins every rendering of the metrics.
 pub(super) fn export(telemetry: &Telemetry, board: BoardReader) {
     telemetry.add_source(Box::new(move || {
         let present = match Phase::read(&board) {
-            Phase::Present { report, on, .. } => Some((report, on)),
+            Phase::Present { report, both, on, .. } => Some((report, both, on)),
             _ => None,
         };
-        let on = present.as_ref().is_some_and(|(_, on)| *on);
+        let on = present.as_ref().is_some_and(|(_, _, on)| *on);
         metrics::gauge!("sidecar_fast_path_on").set(f64::from(u8::from(on)));
         metrics::counter!("sidecar_fast_path_failed_looks_total").absolute(board.get(Figure::FastPathFailures));
-        let Some((report, _)) = present else { return };
+        let Some((report, both, _)) = present else { return };
         for trap in TRAPS {
             let sprung = report.sprung.iter().any(|name| name == trap);
             metrics::gauge!("sidecar_fast_path_trap", "trap" => trap).set(f64::from(u8::from(sprung)));
         }
+        export_variant("to_proxy", &report, report.is_clean());
+        if let Some(both) = both {
+            export_variant("both", &both.report, both.is_clean());
+        }
     }));
 }
+
+/// What the probe came to with these directions.
+fn export_variant(variant: &'static str, report: &Report, clean: bool) {
+    metrics::gauge!("sidecar_fast_path_clean", "variant" => variant).set(f64::from(u8::from(clean)));
+    for trap in TRAPS {
+        let is_in = |names: &[String]| names.iter().any(|name| name == trap);
+        let found = if is_in(&report.untried) { 2.0 } else { f64::from(u8::from(is_in(&report.sprung))) };
+        metrics::gauge!("sidecar_fast_path_probe", "variant" => variant, "trap" => trap).set(found);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -134,7 +134,11 @@ fn fast_path(lines: &mut Report, programs: Programs, acceleration: Acceleration)
         _ => "not used",
     };
     lines.inform(NAME, format!("{used}: {} ({} ms)", report.verdict(), report.took.as_millis()));
-    lines.inform("both directions", both.verdict());
+    let both = match both {
+        Ok(both) => format!("{} ({} ms)", both.verdict(), both.report.took.as_millis()),
+        Err(error) => format!("never used; not tried here: {error}"),
+    };
+    lines.inform("both directions", both);
 }
 
 fn kernel_release() -> String {

@@ -8,7 +8,7 @@ use super::Error;
 
 /// Version of the language. Supervisor and worker are one binary, but for the time in which a new binary takes the place of
 /// another: then both speak this version. To be raised with every change of a message.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Bytes of a message at most. A reason for not being ready, with the kernel's words in it, fits.
 pub(super) const LONGEST: usize = 16 * 1024;
@@ -126,8 +126,14 @@ pub enum Report {
     Drain,
     /// No connection of this kind is to come any more.
     Withdraw(Withdrawn),
-    /// Somebody asks how the fast path stands, and may want it on or off. The answer, and what became of that, is on the board.
-    FastPath(Option<bool>),
+    /// Somebody asks how the fast path stands, and may want it on or off. What became of that is on the board, and then the number of
+    /// the question, of which each worker has its own.
+    FastPath {
+        /// On or off.
+        wanted: Option<bool>,
+        /// Its number.
+        number: u64,
+    },
 }
 
 /// Connections that are not to come any more.

@@ -56,8 +56,8 @@ pub enum Figure {
     FastPathSprung,
     /// Connections that were on it at the last look.
     FastPathConnections,
-    /// How often an operator was answered about it.
-    FastPathAnswers,
+    /// The number of the last question about it that was answered.
+    FastPathAnswered,
     /// Binaries that took the place of the one before.
     UpgradesDone,
     /// Upgrades that changed nothing.
@@ -92,6 +92,14 @@ pub enum Figure {
     SupervisorDescriptors,
     /// Looks for connections worth the fast path that failed.
     FastPathFailures,
+    /// A bit for each trap that the probe could not play.
+    FastPathUntried,
+    /// What the probe found of both directions: bits of [`super::fast_path`], 0 if it was not made.
+    FastPathBoth,
+    /// A bit for each trap that it sprang (as the one below).
+    FastPathBothSprung,
+    /// That it could not play.
+    FastPathBothUntried,
 }
 
 /// Words for figures, more than there are.

@@ -1,76 +1,24 @@
 //! The fast path as supervisor and worker know it: the supervisor has it and writes on the board how it stands, the worker reads
 //! that and tells it.
 
+mod report;
+
 use std::time::Duration;
 
 use super::board::{Board, BoardReader, Figure};
 use crate::config::Acceleration;
 
-/// The names of all traps that a probe plays.
-pub const TRAPS: [&str; 19] = [
-    "fionread",
-    "peek",
-    "wait_all",
-    "low_water",
-    "splice",
-    "urgent_in",
-    "urgent_out",
-    "edges",
-    "zero_copy",
-    "send_file",
-    "half_close",
-    "write_after_end",
-    "end_after_last_byte",
-    "reset",
-    "order",
-    "back_pressure",
-    "writable",
-    "blocking_half_close",
-    "blocking_receive",
-];
-
-/// What the probe found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Messages were redirected, and arrived as they were sent.
-    pub redirects: bool,
-    /// Names of the traps in which something else was seen than without the fast path.
-    pub sprung: Vec<String>,
-    /// How long it took; zero when it was remembered from before in this boot.
-    pub took: Duration,
-}
-
-impl Report {
-    /// Whether nothing observable changes.
-    pub fn is_clean(&self) -> bool {
-        self.redirects && self.sprung.is_empty()
-    }
-
-    /// For people: what `acceleration: auto` makes of it.
-    pub fn verdict(&self) -> String {
-        if !self.redirects {
-            return "this kernel does not redirect".to_owned();
-        }
-        match self.sprung.as_slice() {
-            [] => format!("none of {} traps changes anything an application sees", TRAPS.len()),
-            sprung => format!("an application would see a difference: {}", sprung.join(", ")),
-        }
-    }
-
-    /// A bit for each trap that was sprung.
-    fn bits(&self) -> u64 {
-        let at = |name: &String| TRAPS.iter().position(|trap| trap == name);
-        self.sprung.iter().filter_map(at).fold(0, |bits, at| bits | 1 << at)
-    }
-
-    fn from_bits(redirects: bool, bits: u64) -> Self {
-        let sprung = TRAPS.iter().enumerate().filter(|(at, _)| bits & 1 << at != 0).map(|(_, name)| (*name).to_owned());
-        Self { redirects, sprung: sprung.collect(), took: Duration::ZERO }
-    }
-}
+pub use report::{Both, Report, TRAPS};
 
 /// The number of [`Phase::Present`] on the board while looks fail.
 const FAILING: u64 = 4;
+
+/// Bits of [`Figure::FastPathBoth`].
+mod both {
+    pub(super) const PROBED: u64 = 1;
+    pub(super) const REDIRECTS: u64 = 2;
+    pub(super) const LOSES_UNREAD: u64 = 4;
+}
 
 /// How far it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +33,8 @@ pub enum Phase {
     Present {
         /// What the probe found.
         report: Report,
+        /// What it found of both directions, if it could.
+        both: Option<Both>,
         /// Messages may be redirected now.
         on: bool,
         /// An operator has said so.
@@ -106,10 +56,12 @@ impl Phase {
                 board.say(why);
                 2
             }
-            Self::Present { report, on, by_hand, connections, failing } => {
+            Self::Present { report, both, on, by_hand, connections, failing } => {
+                write_both(board, both.as_ref());
                 for (figure, value) in [
                     (Figure::FastPathRedirects, u64::from(report.redirects)),
-                    (Figure::FastPathSprung, report.bits()),
+                    (Figure::FastPathSprung, bits(&report.sprung)),
+                    (Figure::FastPathUntried, bits(&report.untried)),
                     (Figure::FastPathOn, u64::from(*on)),
                     (Figure::FastPathByHand, u64::from(*by_hand)),
                     (Figure::FastPathConnections, *connections),
@@ -132,7 +84,13 @@ impl Phase {
             1 => Self::Starting,
             2 => Self::Absent(board.said()),
             phase => Self::Present {
-                report: Report::from_bits(board.get(Figure::FastPathRedirects) != 0, board.get(Figure::FastPathSprung)),
+                both: read_both(board),
+                report: Report {
+                    redirects: board.get(Figure::FastPathRedirects) != 0,
+                    sprung: names(board.get(Figure::FastPathSprung)),
+                    untried: names(board.get(Figure::FastPathUntried)),
+                    took: Duration::ZERO,
+                },
                 on: board.get(Figure::FastPathOn) != 0,
                 by_hand: board.get(Figure::FastPathByHand) != 0,
                 connections: board.get(Figure::FastPathConnections),
@@ -184,73 +142,47 @@ impl Phase {
                 "the fast path stays off until a look at the pod's sockets succeeds, and goes on by itself then: {why}"
             )),
             Self::Present { on, .. } => {
-                Err(format!("the fast path stays {}; the sidecar's log says why", if *on { "on" } else { "off" }))
+                let stays = if *on { "on" } else { "off" };
+                Err(format!(
+                    "the fast path stays {stays}; the sidecar's log says why, unless somebody else has switched it meanwhile"
+                ))
             }
             Self::Off | Self::Starting | Self::Absent(_) => Ok(()),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn how_it_stands_is_read_as_it_was_written() {
-        let board = Board::new().unwrap();
-        let reader = BoardReader::map(&board).unwrap();
-        assert_eq!(Phase::read(&reader), Phase::Off);
-        let present = |sprung: &[&str], on| Phase::Present {
-            report: Report {
-                redirects: true,
-                sprung: sprung.iter().map(|name| (*name).to_owned()).collect(),
-                took: Duration::ZERO,
-            },
-            on,
-            by_hand: !on,
-            connections: 3,
-            failing: sprung.contains(&"urgent_in").then(|| "no descriptor is left".to_owned()),
-        };
-        for phase in [
-            Phase::Starting,
-            present(&["fionread", "blocking_receive"], true),
-            present(&["urgent_in"], false),
-            present(&[], false),
-            Phase::Absent("the kernel says no \u{2013} for 7 reasons".to_owned()),
-            Phase::Absent("no".to_owned()),
-        ] {
-            phase.write(&board);
-            assert_eq!(Phase::read(&reader), phase);
-        }
-        let long = "x".repeat(5000);
-        Phase::Absent(long.clone()).write(&board);
-        let Phase::Absent(cut) = Phase::read(&reader) else { panic!("absent") };
-        assert!(long.starts_with(&cut) && cut.len() > 500, "{cut}");
-    }
-
-    #[test]
-    fn what_would_be_seen_is_switched_on_by_force_alone() {
-        let present = |sprung: Vec<String>| Phase::Present {
-            report: Report { redirects: true, sprung, took: Duration::ZERO },
-            on: false,
-            by_hand: false,
-            connections: 0,
-            failing: None,
-        };
-        let (seen, clean) = (present(vec!["fionread".to_owned()]), present(Vec::new()));
-        assert!(seen.allows(Acceleration::Auto).unwrap_err().contains("fionread"));
-        assert!(seen.allows(Acceleration::Force).is_ok() && clean.allows(Acceleration::Auto).is_ok());
-        let failing = |on| Phase::Present {
-            report: Report::default(),
-            on,
-            by_hand: true,
-            connections: 0,
-            failing: Some("no descriptor is left".to_owned()),
-        };
-        assert!(failing(false).has_become(true).unwrap_err().ends_with("no descriptor is left"));
-        assert!(failing(true).has_become(false).unwrap_err().contains("stays on"));
-        assert!(failing(false).has_become(false).is_ok() && Phase::Starting.has_become(true).is_ok());
-        assert!(clean.has_become(true).unwrap_err().contains("stays off") && clean.has_become(false).is_ok());
-        assert!(Phase::Off.allows(Acceleration::Off).unwrap_err().contains("acceleration: auto"));
-    }
+fn write_both(board: &Board, found: Option<&Both>) {
+    let Some(Both { report, loses_unread }) = found else { return board.set(Figure::FastPathBoth, 0) };
+    let bit = |is, bit| if is { bit } else { 0 };
+    let found = both::PROBED | bit(report.redirects, both::REDIRECTS) | bit(*loses_unread, both::LOSES_UNREAD);
+    board.set(Figure::FastPathBoth, found);
+    board.set(Figure::FastPathBothSprung, bits(&report.sprung));
+    board.set(Figure::FastPathBothUntried, bits(&report.untried));
 }
+
+fn read_both(board: &BoardReader) -> Option<Both> {
+    let found = board.get(Figure::FastPathBoth);
+    let report = Report {
+        redirects: found & both::REDIRECTS != 0,
+        sprung: names(board.get(Figure::FastPathBothSprung)),
+        untried: names(board.get(Figure::FastPathBothUntried)),
+        took: Duration::ZERO,
+    };
+    (found & both::PROBED != 0).then_some(Both { report, loses_unread: found & both::LOSES_UNREAD != 0 })
+}
+
+/// A bit for each of these traps.
+fn bits(traps: &[String]) -> u64 {
+    let at = |name: &String| TRAPS.iter().position(|trap| trap == name);
+    traps.iter().filter_map(at).fold(0, |bits, at| bits | 1 << at)
+}
+
+/// The traps of these bits.
+fn names(bits: u64) -> Vec<String> {
+    let set = TRAPS.iter().enumerate().filter(|(at, _)| bits & 1 << at != 0);
+    set.map(|(_, name)| (*name).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -109,6 +109,15 @@ impl Scratch {
         if seen.is_empty() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(seen) }
     }
 
+    /// The port of this end.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn port(&self) -> io::Result<u16> {
+        let address = self.0.local_addr()?.as_socket();
+        address.map(|address| address.port()).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
+    }
+
     /// `FIONREAD`.
     ///
     /// # Errors

@@ -25,13 +25,14 @@ use crate::{
     config::Acceleration,
     lifecycle::{
         board::{Board, Figure},
-        fast_path::{Phase, Report},
+        fast_path::{Both, Phase, Report},
     },
 };
 use engine::Engine;
+use memory::Kept;
 use probe::Directions;
 
-pub use both::{BothDirections, Findings};
+pub use both::Findings;
 pub use engine::Error;
 pub(super) use engine::Maps;
 
@@ -70,7 +71,7 @@ struct State {
 enum Progress {
     Starting,
     Absent(String),
-    Present { engine: Box<Engine>, report: Report, on: bool, failing: Option<String> },
+    Present { engine: Box<Engine>, report: Report, both: Option<Both>, on: bool, failing: Option<String> },
 }
 
 impl FastPath {
@@ -101,8 +102,8 @@ impl FastPath {
     }
 
     /// Switches it on or off, if that is wanted and allowed, and writes how it stands on the board. Off means for the very next
-    /// message.
-    pub fn answer(&self, wanted: Option<bool>) {
+    /// message. `number` is the question's.
+    pub fn answer(&self, wanted: Option<bool>, number: u64) {
         let mut state = self.lock();
         if let Some(on) = wanted.filter(|on| !on || state.standing().allows(state.acceleration).is_ok()) {
             state.wanted = Some(on);
@@ -110,7 +111,7 @@ impl FastPath {
             self.0.changed.notify_all();
         }
         self.publish(&state);
-        self.0.board.add(Figure::FastPathAnswers, 1);
+        self.0.board.set(Figure::FastPathAnswered, number);
     }
 
     /// Lets every byte go by TCP from the next message on, until [`Self::resume`]. Returns what that needs.
@@ -138,10 +139,13 @@ impl FastPath {
         state.standing().write(&self.0.board);
     }
 
-    fn present(&self, outcome: Result<(Engine, Report), Error>) {
+    fn present(&self, outcome: Result<(Engine, Findings), Error>) {
         let mut state = self.lock();
         state.phase = match outcome {
-            Ok((engine, report)) => Progress::Present { engine: Box::new(engine), report, on: false, failing: None },
+            Ok((engine, Findings { report, both })) => {
+                let both = both.inspect_err(|error| tracing::info!(%error, "both directions were not probed")).ok();
+                Progress::Present { engine: Box::new(engine), report, both, on: false, failing: None }
+            }
             Err(error) => {
                 tracing::warn!(%error, "no fast path: every byte goes by TCP");
                 Progress::Absent(error.to_string())
@@ -149,9 +153,11 @@ impl FastPath {
         };
         state.apply();
         self.publish(&state);
-        if let Progress::Present { report, on, .. } = &state.phase {
+        if let Progress::Present { report, both, on, .. } = &state.phase {
             let (verdict, probe_ms) = (report.verdict(), report.took.as_millis());
-            tracing::info!(on, verdict, probe_ms, "fast path");
+            let both_ms = both.as_ref().map(|both| both.report.took.as_millis());
+            let both = both.as_ref().map(Both::verdict);
+            tracing::info!(on, verdict, probe_ms, both, both_ms, "fast path");
         }
     }
 
@@ -202,7 +208,7 @@ impl State {
 
     /// Does what operator, configuration and probe say.
     fn apply(&mut self) {
-        let Progress::Present { engine, report, on, failing } = &mut self.phase else { return };
+        let Progress::Present { engine, report, on, failing, .. } = &mut self.phase else { return };
         let by_itself = match self.acceleration {
             Acceleration::Off => false,
             Acceleration::Auto => report.is_clean(),
@@ -222,8 +228,9 @@ impl State {
         match &self.phase {
             Progress::Starting => Phase::Starting,
             Progress::Absent(why) => Phase::Absent(why.clone()),
-            Progress::Present { engine, report, on, failing } => Phase::Present {
+            Progress::Present { engine, report, both, on, failing } => Phase::Present {
                 report: report.clone(),
+                both: both.clone(),
                 on: *on,
                 by_hand: self.wanted.is_some(),
                 connections: engine.enrolled().0 as u64,
@@ -245,19 +252,18 @@ fn pause_after(took: Duration) -> Duration {
 }
 
 /// Loads the programs and looks what they change, unless that is known. `force` looks again each time: who forces wants to see.
-fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Result<(Engine, Report), Error> {
+fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Result<(Engine, Findings), Error> {
     let mut engine = Engine::load(ebpf, maps, netns)?;
-    let known = if acceleration == Acceleration::Auto { memory::recall() } else { None };
-    let report = match known {
+    let known = if acceleration == Acceleration::Auto { memory::recall() } else { Kept::default() };
+    let report = match known.report.clone() {
         Some(report) => report,
-        None => {
-            let report = probe::probe(&mut engine, Directions::One)?;
-            memory::remember(&report);
-            report
-        }
+        None => probe::probe(&mut engine, Directions::One)?,
     };
+    // Before anything is enrolled that carries traffic. Whatever comes of it, the fast path has what was found of it.
+    let both = known.both.clone().map_or_else(|| both::probe(&mut engine), Ok);
+    memory::remember(known, &report, both.as_ref().ok());
     engine.look_for(None, WORTH_BYTES)?;
-    Ok((engine, report))
+    Ok((engine, Findings { report, both }))
 }
 
 #[cfg(test)]

@@ -50,7 +50,9 @@ impl Supervisor {
             },
             Report::Drain => self.drain("sidecar drain", false),
             // Without one nobody is to ask.
-            Report::FastPath(wanted) => self.fast_path.iter().for_each(|path| path.answer(wanted)),
+            Report::FastPath { wanted, number } => {
+                self.fast_path.iter().for_each(|path| path.answer(wanted, number));
+            }
             Report::Serving
             | Report::Failed(_)
             | Report::Pong(_)

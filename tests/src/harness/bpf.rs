@@ -1,5 +1,6 @@
 //! The few bpf(2) commands that show what is attached and what is in a map, and attach a program of somebody else's.
 
+mod agent;
 mod tags;
 
 use std::{
@@ -13,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::{libc, unistd::Pid};
 
 use super::Pod;
+pub use agent::take_sockets_of;
 pub use tags::{Tags, tags};
 
 // Commands, types and flags of linux/bpf.h.

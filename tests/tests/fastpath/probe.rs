@@ -1,7 +1,7 @@
 //! What the probe finds on each kernel, and what becomes of it: of the fast path as it is, and of what it could be as well.
 
 use anyhow::{Context, Result, ensure};
-use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, patient};
+use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, bpf, eventually, patient};
 
 #[test]
 fn fastpath_is_what_check_says() -> Result<()> {
@@ -23,13 +23,66 @@ fn fastpath_auto_is_on_exactly_where_no_trap_is_sprung() -> Result<()> {
     let status = sidecar.fast_path_probed()?;
     // For the table in the README: `cargo xtask vm -- --nocapture fastpath_auto`.
     println!("acceleration: auto makes of this kernel: {status}");
-    let clean = status["redirects"] == true && status["sprung"].as_array().is_some_and(Vec::is_empty);
+    let clean = status["redirects"] == true && count(&status["sprung"]) + count(&status["untried"]) == 0;
     ensure!(status["on"] == clean, "{status}");
     let metrics = sidecar.metrics()?;
     ensure!(metrics.sum("sidecar_fast_path_on", &[]) == f64::from(u8::from(clean)), "{status}");
-    let sprung = status["sprung"].as_array().map_or(0, Vec::len) as f64;
-    ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == sprung, "{status}");
+    ensure!(metrics.sum("sidecar_fast_path_trap", &[]) == count(&status["sprung"]) as f64, "{status}");
+    ensure!(
+        metrics.sum("sidecar_fast_path_clean", &[("variant", "to_proxy")]) == f64::from(u8::from(clean)),
+        "{status}"
+    );
+    drop(sidecar);
+    if count(&status["untried"]) == 0 && status["both"].is_object() && count(&status["both"]["untried"]) == 0 {
+        // What the one before has found the next one knows.
+        let next = Sidecar::start(&world.client, "acceleration: auto\n")?;
+        let told = || {
+            let log = next.process.output().to_string();
+            log.contains("probe_ms=0 ") && log.contains("both_ms=0")
+        };
+        ensure!(eventually(patient(PATIENCE), told), "{}", next.process.output());
+    }
     Ok(())
+}
+
+/// A trap that was played on a socket that is somebody else's has shown nothing.
+#[test]
+fn fastpath_is_not_used_where_a_trap_could_not_be_enrolled_and_names_it() -> Result<()> {
+    const ROOM: u32 = 3;
+    let world = World::new()?;
+    for pod in [&world.client, &world.server] {
+        bpf::take_sockets_of(pod.cgroup(), ROOM)?;
+    }
+    // It probes at each start.
+    let sidecar = Sidecar::start(&world.client, "acceleration: force\n")?;
+    let status = sidecar.fast_path_probed()?;
+    if status["redirects"] != true {
+        harness::skip("fastpath", "this kernel does not redirect");
+        return Ok(());
+    }
+    let untried = status["untried"].as_array().context("what could not be tried")?;
+    ensure!((1..=ROOM as usize).contains(&untried.len()), "{status}");
+    let metrics = sidecar.metrics()?;
+    for name in untried {
+        let name = name.as_str().context("a name")?;
+        ensure!(status["why"].as_str().is_some_and(|why| why.contains("not tried") && why.contains(name)), "{status}");
+        let found = metrics.sum("sidecar_fast_path_probe", &[("variant", "to_proxy"), ("trap", name)]);
+        ensure!(found == 2.0, "{name}: {found}");
+    }
+    // What both directions miss costs the one nothing.
+    let both = &status["both"];
+    ensure!(status["on"] == true && (both.is_null() || count(&both["untried"]) > 0), "{status}");
+    let mut command = Sidecar::program()?;
+    command.args(["check", "--set", "acceleration=auto"]);
+    let said = world.server.spawn_beside_sidecar(command)?.finish(patient(PATIENCE))?;
+    let line = said.lines().find(|line| line.starts_with("-     fast path ")).context("no line about it")?;
+    ensure!(line.contains("not used: ") && line.contains("not tried, for their connections"), "{line}");
+    Ok(())
+}
+
+/// How many names that are.
+fn count(names: &serde_json::Value) -> usize {
+    names.as_array().map_or(0, Vec::len)
 }
 
 /// The traps that a line of `sidecar check` names.
@@ -57,6 +110,17 @@ fn fastpath_in_both_directions_would_be_seen_by_applications_and_check_says_how(
     let (one, both) = (line("-     fast path ")?, line("-     both directions ")?);
     println!("{one}\n{both}");
     ensure!(sprung(both).contains(&"splice") && both.contains("never used"), "{both}");
+    // The sidecar has found the same of them.
+    let shown = status["both"]["sprung"].as_array().context("what the probe found of both directions")?;
+    ensure!(shown.iter().any(|name| name == "splice"), "{status}: {both}");
+    ensure!(status["both"]["loses_unread"] == both.contains("unread is lost"), "{status}: {both}");
+    let metrics = sidecar.metrics()?;
+    for (variant, found) in [("to_proxy", &status), ("both", &status["both"])] {
+        let sum = metrics.sum("sidecar_fast_path_probe", &[("variant", variant)]);
+        let expected = count(&found["sprung"]) + 2 * count(&found["untried"]);
+        ensure!(sum == expected as f64, "{variant}: {sum} {status}");
+    }
+    ensure!(metrics.sum("sidecar_fast_path_clean", &[("variant", "both")]) == 0.0, "{status}");
     // What both show is not told of the one that is used: the sidecar itself, which tries one alone, has found the same.
     let found = status["sprung"].as_array().context("what the probe found")?;
     for trap in ["fionread", "splice"] {

@@ -1,12 +1,14 @@
-//! Both directions, in which the fast path could be used as well: probed by `sidecar check`, so that what speaks against it is seen on
-//! each kernel. Nothing is carried that way.
+//! Both directions, in which the fast path could be used as well: probed, so that what speaks against it is seen on each kernel.
+//! Nothing is carried that way.
+
+use std::io;
 
 use nix::poll::PollFlags;
 
-use super::{Directions, Engine, Error, Maps, Parts, prepare, probe};
+use super::{Engine, Error, Maps, Parts, prepare, probe, probe::Directions};
 use crate::{
     config::Acceleration,
-    lifecycle::fast_path::{Report, TRAPS},
+    lifecycle::fast_path::{Both, Report},
     net::{self, scratch::Rendezvous},
     redirect::programs::Programs,
 };
@@ -15,39 +17,15 @@ use crate::{
 pub struct Findings {
     /// Of the fast path.
     pub report: Report,
-    /// Of both directions.
-    pub both: BothDirections,
+    /// Of both directions, or why nothing was.
+    pub both: Result<Both, Error>,
 }
-
-/// What the traps show of both directions, and the bytes that are lost of [`UNREAD`] when the application's end leaves the fast path.
-pub struct BothDirections(Result<(Report, usize), Error>);
 
 /// Bytes that an application has not read.
 const UNREAD: usize = 1000;
 
-impl BothDirections {
-    /// What was found, for people.
-    pub fn verdict(&self) -> String {
-        let all = TRAPS.len();
-        match &self.0 {
-            Err(error) => format!("never used; not tried here: {error}"),
-            Ok((Report { redirects: false, .. }, _)) => "never used; this kernel does not redirect so".to_owned(),
-            Ok((Report { sprung, took, .. }, lost)) => {
-                let (count, names) = match sprung.as_slice() {
-                    [] => ("none".to_owned(), String::new()),
-                    sprung => (sprung.len().to_string(), format!(": {}", sprung.join(", "))),
-                };
-                let lost = if *lost == 0 { "" } else { "; what is unread is lost when it is switched off" };
-                let used =
-                    if sprung.is_empty() && lost.is_empty() { "not implemented for traffic" } else { "never used" };
-                format!("a difference in {count} of {all} traps{names}{lost}; {used} ({} ms)", took.as_millis())
-            }
-        }
-    }
-}
-
 impl Programs {
-    /// Probes the kernel as the fast path would at its start, with sockets of its own, and then both directions.
+    /// Probes the kernel as the fast path does at its start, with sockets of its own.
     ///
     /// # Errors
     /// Why there is no fast path.
@@ -56,59 +34,35 @@ impl Programs {
         let netns =
             net::netns_cookie().map_err(|source| Error::Probe { what: "ask for the network namespace", source })?;
         let ebpf = self.ebpf.take().ok_or(Error::Programs)?;
-        let (mut engine, report) = prepare(Parts { ebpf, maps, netns }, Acceleration::Force)?;
-        let both = engine.with_answers(|engine| {
-            let report = probe::probe(engine, Directions::Both)?;
-            Ok((report, lost_when_let_go(engine)?))
-        });
-        Ok(Findings { report, both: BothDirections(both) })
+        prepare(Parts { ebpf, maps, netns }, Acceleration::Force).map(|(_, findings)| findings)
     }
+}
+
+/// Plays the traps with both directions, and lets go of one that is not read. Leaves the engine as it was.
+pub(super) fn probe(engine: &mut Engine) -> Result<Both, Error> {
+    engine.with_answers(|engine| {
+        let report = probe::probe(engine, Directions::Both)?;
+        Ok(Both { report, loses_unread: loses_when_let_go(engine)? })
+    })
 }
 
 /// Switches the fast path off while an application has not read what was sent to it, and has its end leave the map.
-fn lost_when_let_go(engine: &mut Engine) -> Result<usize, Error> {
+fn loses_when_let_go(engine: &mut Engine) -> Result<bool, Error> {
     let failed = |source| Error::Probe { what: "let go over loopback", source };
     let meeting = Rendezvous::open().map_err(failed)?;
-    let port = meeting.port().map_err(failed)?;
     let (app, proxy) = meeting.connect(false).map_err(failed)?;
-    let pass = |engine: &mut Engine, on| {
-        engine.turn(on)?;
-        engine.look_for(Some(port), 0)?;
-        let passed = engine.pass();
-        engine.look_for(None, u64::MAX)?;
-        passed
-    };
-    pass(engine, true)?;
+    let (port, own) = (meeting.port().map_err(failed)?, app.port().map_err(failed)?);
+    let is_there = |enrolled: &[u16]| enrolled.contains(&own);
+    // What stays as it was shows nothing.
+    let must = |did: bool, or: &str| if did { Ok(()) } else { Err(failed(io::Error::other(or))) };
+    must(is_there(&probe::enrol(engine, &meeting, &[own])?), "its connection could not be enrolled")?;
     let sent = proxy.write(&[1; UNREAD]).map_err(failed)?;
     app.await_event(PollFlags::POLLIN).map_err(failed)?;
-    pass(engine, false)?;
+    engine.turn(false)?;
+    must(
+        !is_there(&probe::pass_until(engine, port, |enrolled| !is_there(enrolled))?),
+        "its connection stays enrolled",
+    )?;
     // It was there already: whatever the answer is, nothing more comes.
-    Ok(sent - app.receive(UNREAD, 0).map_or(0, |received| received.len()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    #[test]
-    fn both_directions_are_told_by_what_they_show_and_never_as_what_carries_traffic() {
-        let report = |redirects, sprung: &[&str], lost| {
-            let sprung = sprung.iter().map(|name| (*name).to_owned()).collect();
-            Ok((Report { redirects, sprung, took: Duration::from_millis(7) }, lost))
-        };
-        for (outcome, words) in [
-            (report(true, &["splice", "peek"], 0), "a difference in 2 of 19 traps: splice, peek; never used (7 ms)"),
-            (
-                report(true, &[], 9),
-                "a difference in none of 19 traps; what is unread is lost when it is switched off; never used (7 ms)",
-            ),
-            (report(true, &[], 0), "a difference in none of 19 traps; not implemented for traffic (7 ms)"),
-            (report(false, &[], 0), "never used; this kernel does not redirect so"),
-            (Err(Error::Programs), "never used; not tried here: its programs were not loaded"),
-        ] {
-            assert_eq!(BothDirections(outcome).verdict(), words);
-        }
-    }
+    Ok(app.receive(UNREAD, 0).map_or(0, |received| received.len()) < sent)
 }

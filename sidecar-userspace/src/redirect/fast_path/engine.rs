@@ -153,6 +153,7 @@ impl Engine {
     /// program from the map when it comes in. The program is loaded for that time only.
     pub(super) fn with_answers<T>(&mut self, probe: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let receivers = self.maps.receivers()?;
+        self.switch.answers = 1;
         let answers = message_program(&mut self.ebpf, ANSWER_PROGRAM);
         let attached = answers.and_then(|program| {
             program.load()?;
@@ -163,7 +164,18 @@ impl Engine {
             Err(ProgramError::NotLoaded) => Ok(()),
             unloaded => unloaded.map_err(refused(ANSWER_PROGRAM)),
         };
+        // Whatever the probe came to.
+        self.switch.answers = 0;
+        self.turn(false)?;
         outcome.and_then(|outcome| gone.map(|()| outcome))
+    }
+
+    /// Ports of the applications' ends of connections to this port, of those of which both ends are enrolled.
+    pub(super) fn enrolled_to(&self, port: u16) -> Vec<u16> {
+        let receivers: Vec<FlowKey> = self.maps.receivers.keys().filter_map(Result::ok).collect();
+        let senders = self.maps.senders.keys().filter_map(Result::ok);
+        let both = senders.filter(|key| key.remote.port.host() == port && receivers.contains(&key.reversed()));
+        both.map(|key| key.local.port.host()).collect()
     }
 
     /// Enrolled ends now: the applications' and the proxy's.

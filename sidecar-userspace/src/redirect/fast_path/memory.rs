@@ -10,7 +10,10 @@ use std::{
 
 use serde_json::{Value as Json, json};
 
-use crate::{lifecycle::fast_path::Report, redirect::programs::OBJECT};
+use crate::{
+    lifecycle::fast_path::{Both, Report},
+    redirect::programs::OBJECT,
+};
 
 /// Where reports are kept: beside the admin sockets, in a directory that only root may write to.
 const DIRECTORY: &str = "/run/sidecar";
@@ -28,20 +31,37 @@ fn subject() -> io::Result<Json> {
     }))
 }
 
-/// The report of this boot, kernel and programs.
-pub(super) fn recall() -> Option<Report> {
-    recall_from(Path::new(DIRECTORY), &subject().ok()?)
+/// What is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kept {
+    /// Of the fast path.
+    pub(super) report: Option<Report>,
+    /// Of both directions.
+    pub(super) both: Option<Both>,
 }
 
-/// Keeps a report; one that cannot be kept is made anew by the next start.
-pub(super) fn remember(report: &Report) {
-    let kept = subject().and_then(|subject| remember_in(Path::new(DIRECTORY), &subject, report));
+/// What this boot, kernel and programs were found to do.
+pub(super) fn recall() -> Kept {
+    subject().ok().and_then(|subject| recall_from(Path::new(DIRECTORY), &subject)).unwrap_or_default()
+}
+
+/// Keeps what was found, where it is more than what is `known`; what cannot be kept is found anew by the next start, and so is what was
+/// not tried in all traps.
+pub(super) fn remember(known: Kept, report: &Report, both: Option<&Both>) {
+    let whole = Kept {
+        report: Some(report.clone()).filter(|report| report.untried.is_empty()),
+        both: both.cloned().filter(|both| both.report.untried.is_empty()),
+    };
+    if whole.report.is_none() || whole == known {
+        return;
+    }
+    let kept = subject().and_then(|subject| remember_in(Path::new(DIRECTORY), &subject, &whole));
     if let Err(error) = kept {
-        tracing::debug!(%error, "the probe's report is not kept");
+        tracing::debug!(%error, "what the probe found is not kept");
     }
 }
 
-fn recall_from(directory: &Path, subject: &Json) -> Option<Report> {
+fn recall_from(directory: &Path, subject: &Json) -> Option<Kept> {
     let path = directory.join(FILE);
     let metadata = fs::symlink_metadata(&path).ok()?;
     // Whoever can write it could switch the fast path on where it does harm.
@@ -50,11 +70,15 @@ fn recall_from(directory: &Path, subject: &Json) -> Option<Report> {
         return None;
     }
     let kept: Json = serde_json::from_str(&fs::read_to_string(path).ok()?).ok()?;
-    if kept.get("subject") == Some(subject) { Report::from_json(kept.get("report")?) } else { None }
+    let report = Report::from_json(kept.get("report")?)?;
+    // One of before has nothing of both directions.
+    let both = kept.get("both").and_then(Both::from_json);
+    (kept.get("subject") == Some(subject)).then_some(Kept { report: Some(report), both })
 }
 
-fn remember_in(directory: &Path, subject: &Json, report: &Report) -> io::Result<()> {
-    let kept = json!({ "subject": subject, "report": report.to_json() });
+fn remember_in(directory: &Path, subject: &Json, found: &Kept) -> io::Result<()> {
+    let (report, both) = (found.report.as_ref().map(Report::to_json), found.both.as_ref().map(Both::to_json));
+    let kept = json!({ "subject": subject, "report": report, "both": both });
     // Several sidecars of a node may start at once: each replaces the whole.
     let temporary: PathBuf = directory.join(format!("{FILE}.{}", std::process::id()));
     fs::write(&temporary, format!("{kept:#}\n"))?;
@@ -67,7 +91,7 @@ fn remember_in(directory: &Path, subject: &Json, report: &Report) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt as _, time::Duration};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -75,12 +99,23 @@ mod tests {
     fn a_report_is_recalled_for_its_own_subject_and_from_its_own_file_alone() {
         let directory = std::env::temp_dir().join(format!("sidecar-memory-{}", std::process::id()));
         fs::create_dir(&directory).unwrap();
-        let report = Report { redirects: true, sprung: vec!["fionread".into()], took: Duration::ZERO };
+        let report = Report { redirects: true, sprung: vec!["fionread".into()], ..Report::default() };
+        let both = Both { report: Report { redirects: true, ..Report::default() }, loses_unread: true };
         let (this, other) = (json!({ "boot": "a" }), json!({ "boot": "b" }));
         assert_eq!(recall_from(&directory, &this), None);
-        remember_in(&directory, &this, &report).unwrap();
-        assert_eq!(recall_from(&directory, &this), Some(report));
+        for both in [Some(both), None] {
+            let found = Kept { report: Some(report.clone()), both };
+            remember_in(&directory, &this, &found).unwrap();
+            assert_eq!(recall_from(&directory, &this), Some(found));
+        }
         assert_eq!(recall_from(&directory, &other), None);
+        // As versions wrote it that had nothing of both directions, and as no version does.
+        for rest in ["", r#", "both": 7"#, r#", "both": { "redirects": true, "sprung": [] }"#] {
+            let text = format!(r#"{{ "subject": {this}, "report": {}{rest} }}"#, report.to_json());
+            fs::write(directory.join(FILE), text).unwrap();
+            let found = Kept { report: Some(report.clone()), both: None };
+            assert_eq!(recall_from(&directory, &this), Some(found), "{rest}");
+        }
         fs::set_permissions(directory.join(FILE), fs::Permissions::from_mode(0o666)).unwrap();
         assert_eq!(recall_from(&directory, &this), None);
         fs::remove_dir_all(&directory).unwrap();

@@ -1,7 +1,7 @@
 //! Whether an application could tell the fast path from TCP on the running kernel: tried, not read from a version.
 
 use std::{
-    io,
+    io, thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,10 @@ use super::{
     traps::{Ends, TRAPS, Trap},
 };
 use crate::{
-    lifecycle::{self, fast_path::Report},
+    lifecycle::{
+        self,
+        fast_path::{Both, Report},
+    },
     net::scratch::{Rendezvous, Scratch},
 };
 
@@ -29,7 +32,20 @@ impl Report {
             lifecycle::fast_path::TRAPS.contains(&name).then(|| name.to_owned())
         };
         let sprung = kept.get("sprung")?.as_array()?.iter().map(known).collect::<Option<_>>()?;
-        Some(Self { redirects: kept.get("redirects")?.as_bool()?, sprung, took: Duration::ZERO })
+        Some(Self { redirects: kept.get("redirects")?.as_bool()?, sprung, ..Self::default() })
+    }
+}
+
+impl Both {
+    /// As it is kept.
+    pub(super) fn to_json(&self) -> Json {
+        json!({ "report": self.report.to_json(), "loses_unread": self.loses_unread })
+    }
+
+    /// As it was kept; `None`: not one.
+    pub(super) fn from_json(kept: &Json) -> Option<Self> {
+        let report = Report::from_json(kept.get("report")?)?;
+        Some(Self { report, loses_unread: kept.get("loses_unread")?.as_bool()? })
     }
 }
 
@@ -42,38 +58,118 @@ pub(super) enum Directions {
     Both,
 }
 
+/// Looks at the sockets at most until all that is wanted is enrolled: a socket may be in use just when it is looked at.
+const LOOKS: u32 = 5;
+/// What both directions may take before the rest stays untried: each wait that ends in nothing takes a second, and the fast path begins
+/// after it.
+const BUDGET: Duration = Duration::from_secs(5);
+/// Between two looks.
+const A_MOMENT: Duration = Duration::from_millis(1);
+
 /// Plays every trap with these directions. Leaves the engine switched off.
 pub(super) fn probe(engine: &mut Engine, directions: Directions) -> Result<Report, Error> {
     let started = Instant::now();
-    let failed = |what| move |source| Error::Probe { what, source };
-    let meeting = Rendezvous::open().map_err(failed("listen on loopback"))?;
-    let port = meeting.port().map_err(failed("listen on loopback"))?;
-    let connect = |blocking| -> io::Result<Ends> {
-        let (app, proxy) = meeting.connect(blocking)?;
-        Ok(Ends { app, proxy })
-    };
-    let connect_all = || TRAPS.iter().map(|trap| connect(trap.blocking)).collect::<io::Result<Vec<_>>>();
-    let enrolled = connect_all().and_then(|ends| Ok((ends, connect(false)?)));
-    let (ends, witness) = enrolled.map_err(failed("connect over loopback"))?;
-    engine.turn(true)?;
-    engine.look_for(Some(port), 0)?;
-    let passed = engine.pass();
-    // What is connected from here on is for comparison, and nobody enrols it.
-    engine.look_for(None, u64::MAX)?;
-    passed?;
-    let Ends { app, proxy } = &witness;
-    let there = witness_redirection(app, proxy).map_err(failed("write over loopback"))?;
-    let back =
-        directions == Directions::One || witness_redirection(proxy, app).map_err(failed("write over loopback"))?;
-    let mut sprung = Vec::new();
-    for (trap, ends) in TRAPS.iter().zip(ends) {
-        let expected = connect(trap.blocking).and_then(trap.play).map_err(failed("play a trap by TCP"))?;
-        if springs(trap, ends, &expected) {
-            sprung.push(trap.name.to_owned());
-        }
-    }
+    let stage = Stage::enrolled(engine).and_then(|stage| stage.report(directions))?;
     engine.turn(false)?;
-    Ok(Report { redirects: there && back, sprung, took: started.elapsed() })
+    Ok(Report { took: started.elapsed(), ..stage })
+}
+
+/// A connection for each trap, and one more.
+struct Stage {
+    meeting: Rendezvous,
+    ends: Vec<Ends>,
+    /// Shows that messages are redirected.
+    witness: Ends,
+    /// Ports of the applications' ends that are enrolled.
+    enrolled: Vec<u16>,
+}
+
+fn connect(meeting: &Rendezvous, blocking: bool) -> io::Result<Ends> {
+    let (app, proxy) = meeting.connect(blocking)?;
+    Ok(Ends { app, proxy })
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Probe { what, source }
+}
+
+impl Stage {
+    /// What is to be on the fast path is, as far as the kernel lets it.
+    fn enrolled(engine: &mut Engine) -> Result<Self, Error> {
+        let meeting = Rendezvous::open().map_err(failed("listen on loopback"))?;
+        let ends = TRAPS.iter().map(|trap| connect(&meeting, trap.blocking)).collect::<io::Result<Vec<_>>>();
+        let both = ends.and_then(|ends| Ok((ends, connect(&meeting, false)?)));
+        let (ends, witness) = both.map_err(failed("connect over loopback"))?;
+        let willing = TRAPS.iter().zip(&ends).filter(|(trap, _)| !trap.blocking).map(|(_, ends)| ends);
+        let wanted = willing.chain([&witness]).map(|ends| ends.app.port()).collect::<io::Result<Vec<_>>>();
+        let enrolled = enrol(engine, &meeting, &wanted.map_err(failed("connect over loopback"))?)?;
+        Ok(Self { meeting, ends, witness, enrolled })
+    }
+
+    fn has(&self, ends: &Ends) -> Result<bool, Error> {
+        let port = ends.app.port().map_err(failed("connect over loopback"))?;
+        Ok(self.enrolled.contains(&port))
+    }
+
+    /// Plays them.
+    fn report(mut self, directions: Directions) -> Result<Report, Error> {
+        let (began, mut report) = (Instant::now(), Report::default());
+        if !self.has(&self.witness)? {
+            report.untried = TRAPS.iter().map(|trap| trap.name.to_owned()).collect();
+            return Ok(report);
+        }
+        report.redirects = self.redirects(directions).map_err(failed("write over loopback"))?;
+        for (trap, ends) in TRAPS.iter().zip(std::mem::take(&mut self.ends)) {
+            let enrolled = self.has(&ends)?;
+            let late = directions == Directions::Both && began.elapsed() > BUDGET;
+            let shown = if late || !enrolled && !trap.blocking {
+                &mut report.untried
+            // An application that waits in a receive has noticed it already.
+            } else if enrolled && trap.blocking || self.springs(trap, ends)? {
+                &mut report.sprung
+            } else {
+                continue;
+            };
+            shown.push(trap.name.to_owned());
+        }
+        Ok(report)
+    }
+
+    fn redirects(&self, directions: Directions) -> io::Result<bool> {
+        let Ends { app, proxy } = &self.witness;
+        Ok(witness_redirection(app, proxy)? && (directions == Directions::One || witness_redirection(proxy, app)?))
+    }
+
+    /// Plays it by TCP too: what is connected now nobody enrols.
+    fn springs(&self, trap: &Trap, ends: Ends) -> Result<bool, Error> {
+        let expected = connect(&self.meeting, trap.blocking).and_then(trap.play);
+        Ok(springs(trap, ends, &expected.map_err(failed("play a trap by TCP"))?))
+    }
+}
+
+/// Brings what is connected there onto the fast path, and switches it on; nothing that comes later. Ports of the applications' ends
+/// that are enrolled, of which these are wanted.
+pub(super) fn enrol(engine: &mut Engine, meeting: &Rendezvous, wanted: &[u16]) -> Result<Vec<u16>, Error> {
+    let port = meeting.port().map_err(failed("listen on loopback"))?;
+    engine.turn(true)?;
+    pass_until(engine, port, |enrolled| wanted.iter().all(|port| enrolled.contains(port)))
+}
+
+/// Has the engine look at what is connected to this port until `done`, or for the last time.
+pub(super) fn pass_until(engine: &mut Engine, port: u16, done: impl Fn(&[u16]) -> bool) -> Result<Vec<u16>, Error> {
+    engine.look_for(Some(port), 0)?;
+    let mut looks = 1..=LOOKS;
+    let outcome = loop {
+        let passed = engine.pass();
+        let enrolled = engine.enrolled_to(port);
+        looks.next();
+        if passed.is_err() || done(&enrolled) || looks.is_empty() {
+            break passed.map(|_| enrolled);
+        }
+        thread::sleep(A_MOMENT);
+    };
+    engine.look_for(None, u64::MAX)?;
+    outcome
 }
 
 /// Whether something else is seen than `expected`; what does not end in time is something else.
@@ -107,8 +203,8 @@ mod tests {
     #[test]
     fn a_report_is_kept_and_found_again() {
         for report in [
-            Report { redirects: true, sprung: Vec::new(), took: Duration::ZERO },
-            Report { redirects: false, sprung: vec!["fionread".into(), "order".into()], took: Duration::ZERO },
+            Report { redirects: true, ..Report::default() },
+            Report { sprung: vec!["fionread".into(), "order".into()], ..Report::default() },
         ] {
             assert_eq!(Report::from_json(&report.to_json()), Some(report));
         }
@@ -130,15 +226,23 @@ mod tests {
 
     #[test]
     fn only_a_kernel_that_redirects_and_shows_nothing_is_clean() {
-        let report = |redirects, sprung: &[&str]| Report {
-            redirects,
-            sprung: sprung.iter().map(|name| (*name).to_owned()).collect(),
-            took: Duration::ZERO,
+        let report = |redirects, sprung: &[&str], untried: &[&str]| {
+            let [sprung, untried] = [sprung, untried].map(|names| names.iter().map(|&name| name.to_owned()).collect());
+            Report { redirects, sprung, untried, took: Duration::ZERO }
         };
-        assert!(report(true, &[]).is_clean());
-        assert!(!report(false, &[]).is_clean());
-        assert!(!report(true, &["fionread"]).is_clean());
-        assert!(report(true, &["fionread"]).verdict().contains("fionread"));
+        assert!(report(true, &[], &[]).is_clean());
+        for (unclean, words) in [
+            (report(false, &[], &[]), "this kernel does not redirect"),
+            (report(true, &["fionread"], &[]), "an application would see a difference: fionread"),
+            (
+                report(true, &[], &["peek", "order"]),
+                "not tried, for their connections could not be enrolled: peek, order",
+            ),
+            (report(true, &["fionread"], &["peek"]), "difference: fionread; not tried"),
+            (report(false, &[], &lifecycle::fast_path::TRAPS), "none of the probe's connections could be enrolled"),
+        ] {
+            assert!(!unclean.is_clean() && unclean.verdict().contains(words), "{}", unclean.verdict());
+        }
     }
 
     #[test]
