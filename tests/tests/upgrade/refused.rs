@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     os::unix::{fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
@@ -143,5 +143,16 @@ fn a_time_that_no_clock_can_count_ends_nothing() -> Result<()> {
     ensure!(eventually(PATIENCE, waits), "its worker is not waited for{}", stage.client.process.output());
     let why = stage.refused(&[])?;
     ensure!(why.contains("another upgrade is under way"), "{why}");
+    Ok(())
+}
+
+#[test]
+fn who_connects_and_does_not_ask_is_let_go() -> Result<()> {
+    let stage = Stage::new("{}")?;
+    let netns = fs::metadata(stage.pod().netns().path())?.ino();
+    let mut silent = UnixStream::connect(format!("/run/sidecar/{netns}.sock.upgrade"))?;
+    silent.set_read_timeout(Some(PATIENCE))?;
+    // Nobody else speaks to the supervisor meanwhile.
+    ensure!(silent.read(&mut [0; 1])? == 0);
     Ok(())
 }

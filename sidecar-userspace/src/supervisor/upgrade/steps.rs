@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Stage, UnderWay, Wanted, command, door,
+    Door, Stage, UnderWay, Wanted, command, door,
     facts::{Asking, Facts},
     leaving, open,
     outcome::{Done, MOST_PATIENCE, Outcome},
@@ -32,7 +32,9 @@ impl Supervisor {
             let said = leaving::turn(&mut self.upgrades.leaving, &self.board);
             said.into_iter().for_each(|report| self.pass_on(report));
         }
-        if spoke && let Some(door) = &mut self.upgrades.door {
+        // One that says nothing is late without a word.
+        let late = |door: &Door| door.due().is_some_and(|due| due <= Instant::now());
+        if let Some(door) = self.upgrades.door.as_mut().filter(|door| spoke || late(door)) {
             let is_application = |pid| self.application.holds(pid);
             for (client, wanted) in door.turn(&Strangers { workers: &workers, is_application: &is_application }) {
                 self.upgrade(Some(client), wanted);
