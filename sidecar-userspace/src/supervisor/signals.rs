@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::sys::{
-    signal::{SigSet, Signal},
+    signal::{SigHandler, SigSet, Signal, signal},
     signalfd::{SfdFlags, SignalFd},
 };
 
@@ -16,7 +16,11 @@ pub(super) struct Signals(SignalFd);
 impl Signals {
     /// From here on none of them ends the process by itself. One that comes while the sidecar starts waits until there is
     /// something to undo.
+    ///
+    /// Whoever ignores SIGCHLD hands that on by execve(2), and the kernel then keeps the end of no child for wait(2).
     pub(super) fn block() -> Result<Self, Error> {
+        // SAFETY: the default action runs no code of this process.
+        unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) }.map_err(Error::runtime("be told of children's ends"))?;
         let mut set = SigSet::empty();
         [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD, Signal::SIGUSR2]
             .into_iter()

@@ -65,6 +65,19 @@ fn a_worker_that_a_real_time_signal_ends_has_a_successor() -> Result<()> {
     Ok(())
 }
 
+/// Whoever ignores SIGCHLD hands that on to what it starts.
+#[test]
+fn a_worker_that_dies_has_a_successor_also_where_the_sidecar_was_started_with_its_childrens_ends_ignored() -> Result<()>
+{
+    let mut stage = stage()?;
+    let mut sidecar = Sidecar::spawn_through(&stage.world.client, "{}", "env", &["--ignore-signal=CHLD"])?;
+    sidecar.wait_until_ready(patient(PATIENCE))?;
+    killed(&sidecar)?;
+    ensure!(!stage.goes_direct()?, "a connection went direct{}", sidecar.process.output());
+    ensure!(restarts(&sidecar, "killed")? == 1);
+    Ok(())
+}
+
 #[test]
 fn a_worker_that_keeps_dying_is_told_of_once_and_its_end_does_not_end_the_sidecar() -> Result<()> {
     let mut stage = stage()?;
