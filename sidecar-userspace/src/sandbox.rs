@@ -10,7 +10,7 @@ mod syscalls;
 
 use std::{io, path::PathBuf};
 
-use caps::CapSet;
+use caps::{CapSet, Capability};
 use nix::{
     errno::Errno,
     sys::prctl::{set_dumpable, set_no_new_privs},
@@ -31,6 +31,12 @@ pub enum Error {
         user: User,
         /// The kernel's answer.
         source: io::Error,
+    },
+    /// Nobody could end the worker.
+    #[error("proxy.user: the supervisor could not end a worker that is user {}; give the sidecar CAP_KILL, or start it as that user", user.uid)]
+    Unkillable {
+        /// Who.
+        user: User,
     },
     /// The capabilities could not be given up.
     #[error("the worker cannot give up its capabilities: {0}")]
@@ -76,6 +82,10 @@ fn become_user(user: User) -> Result<(), Error> {
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     if (uid, gid) == (geteuid(), getegid()) {
         return Ok(());
+    }
+    // What this process has here the supervisor has as well (kill(2)).
+    if uid != geteuid() && !caps::has_cap(None, CapSet::Effective, Capability::CAP_KILL).is_ok_and(|has| has) {
+        return Err(Error::Unkillable { user });
     }
     let change = || -> nix::Result<()> {
         setgroups(&[])?;

@@ -45,14 +45,14 @@ fn the_worker_is_another_user_if_the_configuration_names_one() -> Result<()> {
     ensure!(!stage.goes_direct()?, "it does not capture");
     ensure!(sidecar.metrics()?.sum("process_open_fds", &[]) > 0.0, "it cannot read its own figures");
     sidecar.kill()?;
-    let without = ["--bounding-set=-setuid", "--inh-caps=-setuid"];
-    let mut refused = Sidecar::spawn_through(&stage.world.client, "proxy: { user: '1337' }", "setpriv", &without)?;
-    let status = refused.process.wait(PATIENCE)?;
-    let said = refused.process.err.tail();
-    ensure!(
-        status.code() == Some(1) && said.contains("sidecar: proxy.user: ") && said.contains("CAP_SETUID"),
-        "{said}"
-    );
+    for (missing, named) in [("setuid", "CAP_SETUID"), ("kill", "CAP_KILL")] {
+        let without = [format!("--bounding-set=-{missing}"), format!("--inh-caps=-{missing}")];
+        let without = without.each_ref().map(String::as_str);
+        let mut refused = Sidecar::spawn_through(&stage.world.client, "proxy: { user: '1337' }", "setpriv", &without)?;
+        let status = refused.process.wait(PATIENCE)?;
+        let said = refused.process.err.tail();
+        ensure!(status.code() == Some(1) && said.contains("sidecar: proxy.user: ") && said.contains(named), "{said}");
+    }
     ensure!(bpf::attached_programs(&stage.world.client)? == 0);
     Ok(())
 }
