@@ -51,6 +51,11 @@ fn sighup_puts_new_rules_in_force_and_a_wrong_configuration_changes_nothing() ->
     becomes(2.0, 0.0, &["second"])?;
     let told = sidecar.process.output();
     ensure!(told.contains("sidecar.yaml:2:26: authorization: `action`: `maybe` is not allowed"), "{told}");
+    // As a full disk leaves it.
+    reload(&sidecar, pod, "")?;
+    let told = || sidecar.process.err.text().contains("sidecar.yaml: has no key; was it cut off?");
+    ensure!(eventually(PATIENCE, told), "{}", sidecar.process.output());
+    becomes(2.0, 0.0, &["second"])?;
     reload(&sidecar, pod, "proxy: { max_connections: 7, workers: 1 }\nauthorization: []\n")?;
     becomes(3.0, 1.0, &[])?;
     let told = sidecar.process.output();

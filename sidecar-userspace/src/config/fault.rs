@@ -70,6 +70,9 @@ pub enum Problem {
     /// The file is not the YAML that we accept.
     #[error("not valid YAML: {0}")]
     Syntax(String),
+    /// Nothing, or comments alone, where there were keys.
+    #[error("has no key; was it cut off? If the defaults are meant, write `{{}}`")]
+    Nothing,
     /// The document is not a mapping.
     #[error("expected sections such as `capture:`, found {found}")]
     NotSections {

@@ -1,10 +1,18 @@
 //! A configuration as its sources were read: for a process that may not read them itself, and for the next one after it.
 
-use std::{ffi::OsString, path::PathBuf, sync::Arc};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fault, Faults, Loaded, Sources, load};
+use super::{
+    Fault, Faults, Loaded, Place, Problem, Sources,
+    document::{self, Node, Value},
+    load,
+};
 
 /// The text of the file, the flags, and the variables of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +54,10 @@ impl Snapshot {
     /// The same with the file as it is now.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or there is nothing in it: it may be the rest of one that a full disk has cut off, and to take it
+    /// for the defaults would drop every rule.
     pub fn read_again(&self) -> Result<Self, Fault> {
-        let text = self.file.as_ref().map(|file| super::load::read(&Arc::from(file.as_path()))).transpose()?;
+        let text = self.file.as_ref().map(|file| something(&Arc::from(file.as_path()))).transpose()?;
         Ok(Self { file: self.file.clone(), parts: Parts { text, ..self.parts.clone() } })
     }
 
@@ -75,4 +84,14 @@ impl Snapshot {
         let parts: Parts = serde_json::from_slice(bytes)?;
         Ok(Self { file: parts.name.as_ref().map(PathBuf::from), parts })
     }
+}
+
+/// What is in the file, if there is something.
+fn something(file: &Arc<Path>) -> Result<String, Fault> {
+    let text = load::read(file)?;
+    // What is not valid is found where it is taken.
+    if matches!(document::parse(file, &text), Ok(Node { value: Value::Null, .. })) {
+        return Err(Fault { place: Place::File(Arc::clone(file)), problem: Problem::Nothing });
+    }
+    Ok(text)
 }
