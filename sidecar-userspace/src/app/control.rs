@@ -42,7 +42,7 @@ pub(super) fn run(channel: &Channel) -> Result<ExitCode, Error> {
     // Threads inherit what is given up, so that is done before there are any.
     confine(&inherited.loaded.config)?;
     let drain_deadline = inherited.loaded.config.proxy.drain_deadline;
-    orphan::watch(channel.duplicate().map_err(Error::Alone)?, drain_deadline)?;
+    let serves = orphan::watch(channel.duplicate().map_err(Error::Alone)?, drain_deadline)?;
     let (waiting, woken) = (inherited.heartbeat.clone(), inherited.heartbeat.clone());
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -52,7 +52,9 @@ pub(super) fn run(channel: &Channel) -> Result<ExitCode, Error> {
         .map_err(|source| Error::Runtime { what: "start the control reactor", source })?;
     runtime.block_on(async {
         let orders = Orders::watch(channel.duplicate().map_err(Error::Alone)?)?;
-        control(start(inherited, log).await?, orders).await
+        let sidecar = start(inherited, log).await?;
+        serves.begin();
+        control(sidecar, orders).await
     })
 }
 
