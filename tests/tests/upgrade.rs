@@ -6,6 +6,8 @@ mod asking;
 mod capable_file;
 #[path = "upgrade/given_back.rs"]
 mod given_back;
+#[path = "upgrade/job.rs"]
+mod job;
 #[path = "upgrade/orphan.rs"]
 mod orphan;
 #[path = "upgrade/refused.rs"]

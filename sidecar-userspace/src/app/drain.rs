@@ -196,15 +196,28 @@ impl Drain {
     }
 
     /// What waits in the listeners' queues is for the other one. What another sidecar has made ready for its next connection is not
-    /// taken away from it before it uses it or gives it up.
+    /// taken away from it before it uses it or gives it up, unless the application is gone.
     async fn end_what_was_open(&self, deadline: Instant) {
         let started = Instant::now();
         let table = self.telemetry.connections();
-        let open = async {
+        let ended = async |spares: bool| {
             tokio::time::sleep(HANDSHAKE).await;
             table.empty().await;
-            while !self.under_way.is_none() || !self.waiting.is_none() || !table.is_empty() {
+            while !self.under_way.is_none() || (spares && !self.waiting.is_none()) || !table.is_empty() {
                 tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let alone = async {
+            self.nobody_left().await;
+            tokio::select! {
+                () = ended(false) => {}
+                () = self.end_without_application() => {}
+            }
+        };
+        let open = async {
+            tokio::select! {
+                () = ended(true) => {}
+                () = alone => {}
             }
         };
         if tokio::time::timeout_at(deadline.into(), open).await.is_ok() {
