@@ -16,6 +16,7 @@ const TRANSFER: &[i64] = &[
     libc::SYS_write,
     libc::SYS_readv,
     libc::SYS_writev,
+    libc::SYS_pwritev2,
     libc::SYS_pread64,
     libc::SYS_recvfrom,
     libc::SYS_sendto,

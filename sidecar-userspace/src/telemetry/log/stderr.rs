@@ -5,7 +5,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -59,13 +59,32 @@ fn write_now(output: &impl AsFd, mut line: &[u8]) -> nix::Result<()> {
             Err(Errno::EINTR) => continue,
             Err(errno) => return Err(errno),
         }
-        match nix::unistd::write(output, &line[..line.len().min(CHUNK)]) {
+        match write_without_waiting(output, &line[..line.len().min(CHUNK)]) {
             Ok(written) => line = &line[written..],
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
     }
     Ok(())
+}
+
+/// The supervisor, its workers and perhaps the access log share one pipe: what polled as writable may be full by now. Where the
+/// kernel cannot tell (a pipe before Linux 6.4, a terminal), as write(2) does.
+fn write_without_waiting(output: &impl AsFd, bytes: &[u8]) -> nix::Result<usize> {
+    match write_nowait(output, bytes) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::EPERM) => nix::unistd::write(output, bytes),
+        answer => answer,
+    }
+}
+
+/// pwritev2(2) with `RWF_NOWAIT`.
+fn write_nowait(output: &impl AsFd, bytes: &[u8]) -> nix::Result<usize> {
+    /// Where the file is.
+    const HERE: libc::off_t = -1;
+    let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: one part, which the kernel only reads and which lives through the call.
+    let written = unsafe { libc::pwritev2(output.as_fd().as_raw_fd(), &raw const part, 1, HERE, libc::RWF_NOWAIT) };
+    Errno::result(written).map(isize::cast_unsigned)
 }
 
 #[cfg(test)]
@@ -90,5 +109,13 @@ mod tests {
         let mut rest = Vec::new();
         reader.read_to_end(&mut rest).unwrap();
         assert!(rest.ends_with(b"heard\n"));
+    }
+
+    #[test]
+    fn a_pipe_that_another_process_has_filled_since_the_look_makes_nobody_wait() {
+        let (_reader, writer) = pipe().unwrap();
+        // Without a look before it.
+        let refused = (0..1000).find_map(|_| write_nowait(&writer, &[b'x'; CHUNK]).err());
+        assert!(matches!(refused, Some(Errno::EAGAIN | Errno::EOPNOTSUPP)), "{refused:?}");
     }
 }
