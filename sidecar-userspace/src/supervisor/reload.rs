@@ -12,6 +12,7 @@ use std::{
         unix::fs::FileExt,
     },
     thread::{self, JoinHandle},
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -50,7 +51,11 @@ pub(super) struct Configurations {
 struct Reading {
     thread: JoinHandle<Result<Snapshot, Fault>>,
     done: PipeReader,
+    since: Instant,
 }
+
+/// After so long whoever asks again is not made to wait for it.
+const READ_LIMIT: Duration = Duration::from_secs(5);
 
 impl Configurations {
     pub(super) fn new(first: &Snapshot) -> Result<Self, Error> {
@@ -118,9 +123,17 @@ impl Configurations {
 
     /// Begins to read the configuration again.
     pub(super) fn read_again(&mut self) {
-        if self.reading.is_some() {
-            self.again = true;
-            return;
+        match &self.reading {
+            Some(reading) if reading.since.elapsed() < READ_LIMIT => {
+                self.again = true;
+                return;
+            }
+            // Its thread stays where it is.
+            Some(_) => tracing::error!(
+                "the configuration was asked for again and is still being read: does its volume not answer? It is read anew; the \
+                 one before stays in force"
+            ),
+            None => {}
         }
         match begin(self.sources.clone()) {
             Ok(reading) => self.reading = Some(reading),
@@ -195,7 +208,7 @@ fn begin(sources: Snapshot) -> io::Result<Reading> {
         let _ = tell.write_all(b".");
         read
     })?;
-    Ok(Reading { thread, done })
+    Ok(Reading { thread, done, since: Instant::now() })
 }
 
 /// What is in such memory. Its position belongs to everybody who has a descriptor of it.

@@ -4,8 +4,11 @@ use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        signal::{Signal, kill},
+        stat::Mode,
+    },
+    unistd::{Pid, mkfifo},
 };
 use sidecar_tests::harness::{PATIENCE, Sidecar, eventually};
 
@@ -50,6 +53,33 @@ fn the_next_worker_has_the_rules_that_were_in_force_whatever_the_file_says() -> 
     let failed = || sidecar.metrics().is_ok_and(|now| now.sum("sidecar_config_last_reload_success", &[]) == 0.0);
     ensure!(eventually(PATIENCE, failed), "{}", sidecar.process.output());
     becomes(2.0, "second")
+}
+
+/// A volume that does not answer.
+#[test]
+fn a_configuration_whose_reading_hangs_keeps_nobody_from_one_that_can_be_read() -> Result<()> {
+    let stage = stage()?;
+    let pod = &stage.world.client;
+    let file = pod.directory().join("sidecar.yaml");
+    let sidecar = Sidecar::start(pod, "{}")?;
+    fs::remove_file(&file)?;
+    mkfifo(&file, Mode::S_IRWXU)?;
+    sidecar.signal(Signal::SIGHUP)?;
+    let supervisor = sidecar.process.pid();
+    let reads = || {
+        let threads = fs::read_dir(format!("/proc/{supervisor}/task")).into_iter().flatten().flatten();
+        let mut names = threads.filter_map(|thread| fs::read_to_string(thread.path().join("comm")).ok());
+        names.any(|name| name == "configuration\n")
+    };
+    ensure!(eventually(PATIENCE, reads), "nobody reads it{}", sidecar.process.output());
+    fs::remove_file(&file)?;
+    fs::write(&file, "authorization:\n- { name: late, action: deny, ports: [9] }\n")?;
+    let in_force = || {
+        let dump = pod.get(15000, "/config_dump").map(|answer| answer.body);
+        sidecar.signal(Signal::SIGHUP).is_ok() && dump.is_ok_and(|dump| dump.contains("late"))
+    };
+    ensure!(eventually(PATIENCE, in_force), "it is not in force{}", sidecar.process.output());
+    Ok(())
 }
 
 #[test]
