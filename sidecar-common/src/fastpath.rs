@@ -4,6 +4,8 @@
 //! queue can be observed; the application's end keeps receiving by TCP alone. A refusal costs speed and nothing else: the
 //! message goes by TCP as if there were no fast path.
 
+pub mod mixed;
+
 use core::mem::size_of;
 
 use crate::{counter::Counter, flow::FlowKey};
@@ -269,6 +271,8 @@ fields! {
     bytes_acked = "tcp_sock.bytes_acked",
     /// Segments with data that were sent.
     segments = "tcp_sock.data_segs_out",
+    /// Who uses what the sockmap keeps: the map, and each thread in a call on the socket.
+    users = "sk_psock.refcnt",
     /// The sockmap's queue of messages.
     ingress = "sk_psock.ingress_msg",
     /// A message's place in it.

@@ -7,14 +7,14 @@ use core::ffi::c_void;
 
 use sidecar_common::{
     counter::Counter,
-    fastpath::{Candidate, Leg, Switch, gains, step},
+    fastpath::{Candidate, Leg, Switch, gains, mixed::Mixing, step},
     flow::{FlowKey, note_kind},
 };
 
 use crate::{
     count::count,
     ctx::{Kernel, KernelSocket, SockIter},
-    maps::{CANDIDATES, FAST_PATH, RECEIVERS, SENDERS},
+    maps::{CANDIDATES, FAST_PATH, RECEIVERS, SENDERS, note_mixing},
 };
 
 /// Which end of a leg a socket is.
@@ -69,11 +69,9 @@ fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
 #[inline(always)]
 fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let blocks = !socket.is_nonblocking()?;
-    if ctx.is_enrolled() {
+    if let Some(leg) = ctx.leg() {
         if (blocks || switch.on == 0) && may_change(ctx, socket)? {
-            // Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing.
-            ctx.release((&raw const SENDERS).cast(), key);
-            count(ctx, Counter::EnrolUndone);
+            let_go(ctx, socket, leg, key);
         }
         return None;
     }
@@ -105,6 +103,22 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         let _ = CANDIDATES.insert(key.reversed(), Candidate { receiver: socket.address() }, 0);
     }
     None
+}
+
+/// Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing. What it sends from now on goes by TCP,
+/// and is not judged.
+#[inline(always)]
+fn let_go(ctx: &SockIter, socket: KernelSocket, leg: &Leg, key: FlowKey) {
+    let nothing_moves = || {
+        // The map alone: no thread is in a call that may have something redirected.
+        let unused = socket.users()? <= 1;
+        Some(unused && Kernel::get()?.socket(leg.receiver).waiting()?.messages == 0)
+    };
+    if nothing_moves() != Some(true) {
+        note_mixing(&key, Mixing::Always);
+    }
+    ctx.release((&raw const SENDERS).cast(), key);
+    count(ctx, Counter::EnrolUndone);
 }
 
 #[inline(always)]

@@ -7,13 +7,16 @@ use core::ffi::c_void;
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
     counter::Counter,
-    fastpath::{Leg, Message as Facts, Refusal, decide},
+    fastpath::{
+        Leg, Message as Facts, Refusal, Waiting, decide,
+        mixed::{Mixing, mixing},
+    },
 };
 
 use crate::{
     count::count,
     ctx::{Kernel, Message, current_write_is_plain},
-    maps::{FAST_PATH, RECEIVERS, SENDERS},
+    maps::{FAST_PATH, RECEIVERS, SENDERS, note_mixing},
 };
 
 /// `SK_PASS`: by TCP, unless the message was redirected.
@@ -35,24 +38,33 @@ pub fn on_answer(ctx: SkMsgContext) -> u32 {
 #[inline(always)]
 fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
     let message = Message(ctx);
-    let counter = match judge(&message) {
-        Ok(leg) if message.redirect(leg, receivers) => Counter::FastRedirected,
-        Ok(_) => Counter::FastUnknown,
-        Err(refusal) => refusal.counter(),
+    // A socket leaves the map before this is forgotten, and who lets it go has its reader look into both queues if it must.
+    let Some(leg) = message.leg() else {
+        count(ctx, Counter::FastUnknown);
+        return PASS;
     };
-    count(ctx, counter);
+    let facts = facts(&message, leg);
+    let refusal = match facts.map_or(Err(Refusal::Unknown), |facts| decide(&facts)) {
+        Ok(()) if message.redirect(leg, receivers) => {
+            count(ctx, Counter::FastRedirected);
+            return PASS;
+        }
+        Ok(()) => Refusal::Unknown,
+        Err(refusal) => refusal,
+    };
+    count(ctx, refusal.counter());
+    note_mixing(&leg.key, facts.map_or(Mixing::Always, |facts| told(&message, refusal, facts.waiting)));
     // Never the redirection's own answer: the application would get EACCES where the receiver has gone.
     PASS
 }
 
+/// What the reader must know of a message that goes by TCP.
 #[inline(always)]
-fn judge(message: &Message<'_>) -> Result<&'static Leg, Refusal> {
-    let switched_on = FAST_PATH.get(0).is_some_and(|switch| switch.on != 0);
-    if !switched_on {
-        return Err(Refusal::Off);
-    }
-    let leg = message.leg().ok_or(Refusal::Unknown)?;
-    decide(&facts(message, leg).ok_or(Refusal::Unknown)?).map(|()| leg)
+fn told(message: &Message<'_>, refusal: Refusal, waiting: Waiting) -> Mixing {
+    /// The map, and this call.
+    const ALONE: u32 = 2;
+    let users = Kernel::get().and_then(|kernel| message.sender(kernel)?.users());
+    mixing(refusal, waiting, users.is_some_and(|users| users <= ALONE))
 }
 
 #[inline(always)]
@@ -61,7 +73,7 @@ fn facts(message: &Message<'_>, leg: &Leg) -> Option<Facts> {
     let sender = message.sender(kernel)?;
     let receiver = kernel.socket(leg.receiver);
     Some(Facts {
-        switched_on: true,
+        switched_on: FAST_PATH.get(0).is_some_and(|switch| switch.on != 0),
         layered: sender.is_layered()?,
         // The proxy may have finished its own direction long ago: that of the message is what counts.
         closing: sender.has_finished_sending()? || !receiver.receives()?,

@@ -64,9 +64,15 @@ impl SockIter {
     /// Whether it is enrolled.
     #[inline(always)]
     pub fn is_enrolled(&self) -> bool {
+        self.leg().is_some()
+    }
+
+    /// What is known of it, if it is enrolled.
+    #[inline(always)]
+    pub fn leg(&self) -> Option<&'static Leg> {
         let map = (&raw const LEGS).cast_mut().cast();
-        let Some(socket) = self.common() else { return false };
-        !unsafe { bpf_sk_storage_get(map, socket.as_ptr(), null_mut(), 0) }.is_null()
+        let socket = self.common()?;
+        unsafe { bpf_sk_storage_get(map, socket.as_ptr(), null_mut(), 0).cast::<Leg>().as_ref() }
     }
 
     /// Puts it into `map`, a `SOCKHASH`; the kernel's answer. `leg` is remembered first, for the first message may come before this

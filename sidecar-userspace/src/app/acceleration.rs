@@ -18,6 +18,7 @@ use crate::{
         beats::Heartbeat,
         board::{BoardReader, Figure},
         fast_path::{Phase, TRAPS},
+        mixed::Mixes,
     },
     net,
     telemetry::Telemetry,
@@ -32,9 +33,9 @@ pub(super) struct FastPath {
 }
 
 /// Before the first connection: what is accepted may be brought onto the fast path at any time.
-pub(super) fn expect(acceleration: Acceleration) {
+pub(super) fn expect(acceleration: Acceleration, mixes: Option<Mixes>) {
     if acceleration != Acceleration::Off {
-        net::expect_data_past_tcp();
+        net::expect_data_past_tcp(mixes);
     }
 }
 
