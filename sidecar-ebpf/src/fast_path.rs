@@ -8,7 +8,7 @@ use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
     counter::Counter,
     fastpath::{
-        Leg, Message as Facts, Refusal, Waiting, decide,
+        Leg, Message as Facts, Refusal, decide,
         mixed::{Mixing, mixing},
     },
 };
@@ -43,8 +43,7 @@ fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
         count(ctx, Counter::FastUnknown);
         return PASS;
     };
-    let facts = facts(&message, leg);
-    let refusal = match facts.map_or(Err(Refusal::Unknown), |facts| decide(&facts)) {
+    let refusal = match judge(&message, leg) {
         Ok(()) if message.redirect(leg, receivers) => {
             count(ctx, Counter::FastRedirected);
             return PASS;
@@ -53,18 +52,28 @@ fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
         Err(refusal) => refusal,
     };
     count(ctx, refusal.counter());
-    note_mixing(&leg.key, facts.map_or(Mixing::Always, |facts| told(&message, refusal, facts.waiting)));
+    note_mixing(&leg.key, told(&message, leg, refusal).unwrap_or(Mixing::Always));
     // Never the redirection's own answer: the application would get EACCES where the receiver has gone.
     PASS
 }
 
+#[inline(always)]
+fn judge(message: &Message<'_>, leg: &Leg) -> Result<(), Refusal> {
+    let switched_on = FAST_PATH.get(0).is_some_and(|switch| switch.on != 0);
+    if !switched_on {
+        return Err(Refusal::Off);
+    }
+    decide(&facts(message, leg).ok_or(Refusal::Unknown)?)
+}
+
 /// What the reader must know of a message that goes by TCP.
 #[inline(always)]
-fn told(message: &Message<'_>, refusal: Refusal, waiting: Waiting) -> Mixing {
+fn told(message: &Message<'_>, leg: &Leg, refusal: Refusal) -> Option<Mixing> {
     /// The map, and this call.
     const ALONE: u32 = 2;
-    let users = Kernel::get().and_then(|kernel| message.sender(kernel)?.users());
-    mixing(refusal, waiting, users.is_some_and(|users| users <= ALONE))
+    let kernel = Kernel::get()?;
+    let waiting = kernel.socket(leg.receiver).waiting()?;
+    Some(mixing(refusal, waiting, message.sender(kernel)?.users()? <= ALONE))
 }
 
 #[inline(always)]
@@ -73,7 +82,7 @@ fn facts(message: &Message<'_>, leg: &Leg) -> Option<Facts> {
     let sender = message.sender(kernel)?;
     let receiver = kernel.socket(leg.receiver);
     Some(Facts {
-        switched_on: FAST_PATH.get(0).is_some_and(|switch| switch.on != 0),
+        switched_on: true,
         layered: sender.is_layered()?,
         // The proxy may have finished its own direction long ago: that of the message is what counts.
         closing: sender.has_finished_sending()? || !receiver.receives()?,
