@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Endpoint, Ip, PortBe},
-    fastpath::{Candidate, Fields, Leg, Switch, mixed::Mixed},
+    fastpath::{Candidate, Carried, Fields, Leg, Switch, mixed::Mixed},
     flow::{FlowKey, Local, Note, Passed},
     rules::{CaptureRules, Source},
 };
@@ -25,6 +25,7 @@ plain_bytes!(
     CaptureRules,
     Source,
     Candidate,
+    Carried,
     Fields,
     Leg,
     Switch,

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use sidecar_common::{
     counter::Counter,
-    fastpath::{Candidate, Leg, Switch, gains, mixed::Mixing, step},
+    fastpath::{Candidate, Carried, Leg, Switch, mixed::Mixing, step},
     flow::{FlowKey, note_kind},
 };
 
@@ -69,13 +69,14 @@ fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
 #[inline(always)]
 fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let blocks = !socket.is_nonblocking()?;
-    if let Some(leg) = ctx.leg() {
-        if (blocks || switch.on == 0) && may_change(ctx, socket)? {
-            let_go(ctx, socket, leg, key);
-        }
-        return None;
+    let leg = ctx.leg();
+    if leg.as_ref().is_some_and(|leg| leg.receiver != 0) {
+        return keep(ctx, socket, leg?, switch.on != 0 && !blocks, key);
     }
-    if switch.on == 0 || socket.acknowledged()? < switch.worth || socket.is_shut_down()? {
+    let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);
+    let all = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
+    let carried = all.since(before);
+    if switch.on == 0 || carried.bytes < switch.worth || socket.is_shut_down()? {
         return None;
     }
     if blocks {
@@ -83,8 +84,12 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         return None;
     }
     // The probe's have not carried anything yet.
-    if switch.worth != 0 && !gains(socket.acknowledged()?, socket.segments()?) {
+    if switch.worth != 0 && !carried.gains() {
         count(ctx, Counter::EnrolSmall);
+        if let Some(leg) = leg {
+            // It has known better days: the next bytes are judged by themselves.
+            leg.carried = all;
+        }
         return None;
     }
     if socket.is_layered()? {
@@ -105,10 +110,17 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     None
 }
 
-/// Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing. What it sends from now on goes by TCP,
-/// and is not judged.
+/// Lets an enrolled end go if it may not stay, or if it loses by it.
 #[inline(always)]
-fn let_go(ctx: &SockIter, socket: KernelSocket, leg: &Leg, key: FlowKey) {
+fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool, key: FlowKey) -> Option<()> {
+    let sent = leg.carried;
+    if may_stay && !sent.tells() || !may_change(ctx, socket)? {
+        return None;
+    }
+    leg.carried = Carried::default();
+    if may_stay && !sent.loses() {
+        return None;
+    }
     let nothing_moves = || {
         // The map alone: no thread is in a call that may have something redirected.
         let unused = socket.users()? <= 1;
@@ -117,8 +129,18 @@ fn let_go(ctx: &SockIter, socket: KernelSocket, leg: &Leg, key: FlowKey) {
     if nothing_moves() != Some(true) {
         note_mixing(&key, Mixing::Always);
     }
+    // Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing. What it sends from now on goes by
+    // TCP, and is not judged.
     ctx.release((&raw const SENDERS).cast(), key);
     count(ctx, Counter::EnrolUndone);
+    if may_stay {
+        // What it carried in better days does not bring it back.
+        leg.receiver = 0;
+        leg.carried = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
+    } else {
+        ctx.forget();
+    }
+    None
 }
 
 #[inline(always)]
@@ -126,7 +148,7 @@ fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<
     let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
     // SAFETY: one aligned word, written by the step before.
     let other = unsafe { CANDIDATES.get(key) }.map_or(0, |other| other.receiver);
-    let leg = Leg { key: key.reversed(), receiver: other };
+    let leg = Leg { key: key.reversed(), receiver: other, carried: Carried::default() };
     if !ctx.is_enrolled() {
         if socket.is_layered()? || !may_change(ctx, socket)? {
             return None;
@@ -145,10 +167,11 @@ fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<
 fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     // SAFETY: one aligned word, written by the step before.
     let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
-    if receiver == 0 || !socket.is_nonblocking()? || ctx.is_enrolled() || !may_change(ctx, socket)? {
+    let enrolled = ctx.leg().is_some_and(|leg| leg.receiver != 0);
+    if receiver == 0 || !socket.is_nonblocking()? || enrolled || !may_change(ctx, socket)? {
         return None;
     }
-    let leg = Leg { key: key.reversed(), receiver };
+    let leg = Leg { key: key.reversed(), receiver, carried: Carried::default() };
     let answer = ctx.enrol((&raw const SENDERS).cast(), key, leg);
     if count_answer(ctx, answer) {
         count(ctx, Counter::EnrolDone);

@@ -43,6 +43,8 @@ fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
         count(ctx, Counter::FastUnknown);
         return PASS;
     };
+    leg.carried.bytes += u64::from(message.bytes());
+    leg.carried.messages += 1;
     let refusal = match judge(&message, leg) {
         Ok(()) if message.redirect(leg, receivers) => {
             count(ctx, Counter::FastRedirected);

@@ -12,7 +12,8 @@ use super::{MIB, stage::Stage};
 
 /// One exchange at a time.
 const EXCHANGES: u32 = 100;
-const BYTES: usize = 2000;
+/// Too small to be enrolled for, and large enough to stay.
+const BYTES: usize = 4000;
 
 /// One thread carries all connections.
 fn one_worker() -> Result<Option<Stage>> {
@@ -40,8 +41,8 @@ fn fastpath_costs_a_connection_that_is_not_enrolled_no_receive() -> Result<()> {
     let Some(mut stage) = one_worker()? else { return Ok(()) };
     let before = stage.redirected()?;
     let (socket, _) = stage.app.open(TO_V4)?;
-    // Too small to be enrolled, and more of it than makes a connection worth it.
-    stage.app.must(Order::Edges(socket, 400, BYTES))?;
+    // More of it than makes a connection worth it.
+    stage.app.must(Order::Edges(socket, 200, BYTES))?;
     let small = || stage.sidecar.verdict("enrol", "tcp", "small").is_ok_and(|count| count > 0);
     ensure!(eventually(patient(PATIENCE), small), "{}", stage.sidecar.verdicts());
     are_single(exchanges(&mut stage, socket)?)?;
