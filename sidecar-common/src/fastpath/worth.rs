@@ -9,7 +9,7 @@ pub const WORTH_BYTES: u64 = 256 * 1024;
 /// 6.18, all on one CPU: exchanges of 64 KiB take 0.92 of the time by TCP, those of 4 KiB as much.
 pub const WORTH_SEGMENT: u64 = 16 * 1024;
 
-/// Bytes of a message, on the average, below which a connection loses: exchanges of 64 B take 1.02 to 1.03 of the time by TCP.
+/// Bytes of a message, on the average, below which a connection loses: exchanges of 64 B took 1.02 to 1.03 of the time by TCP.
 pub const LEAST_MESSAGE: u64 = 2 * 1024;
 
 /// Messages that say something of those to come.
