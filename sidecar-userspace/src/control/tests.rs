@@ -92,17 +92,17 @@ fn descriptors_travel_with_their_message() {
 #[test]
 fn what_is_not_of_the_language_is_refused_and_the_next_message_is_understood() {
     let (worker, supervisor) = Channel::pair().unwrap();
-    let long = [&b"\x02{\"Failed\":\""[..], &vec![b'x'; LONGEST], b"\"}"].concat();
+    let long = [&b"\x03{\"Failed\":\""[..], &vec![b'x'; LONGEST], b"\"}"].concat();
     for (bytes, expected) in [
-        (&b"\x03\"Serving\""[..], "version 3"),
-        (b"\x02", "cannot be understood"),
-        (b"\x02\"Serving", "cannot be understood"),
-        (b"\x02\"Surrender\"", "unknown variant"),
-        (b"\x02{\"Pong\":-1}", "invalid value"),
-        (b"\x02{\"Pong\":1,\"Pong\":2}", "cannot be understood"),
-        (b"\x02{\"Reloaded\":{\"a\":1}}", "unknown field"),
-        (b"\x02\"Serving\" \"Serving\"", "trailing"),
-        (b"\x02\xff\xfe", "cannot be understood"),
+        (&b"\x04\"Serving\""[..], "version 4"),
+        (b"\x03", "cannot be understood"),
+        (b"\x03\"Serving", "cannot be understood"),
+        (b"\x03\"Surrender\"", "unknown variant"),
+        (b"\x03{\"Pong\":-1}", "invalid value"),
+        (b"\x03{\"Pong\":1,\"Pong\":2}", "cannot be understood"),
+        (b"\x03{\"Reloaded\":{\"a\":1}}", "unknown field"),
+        (b"\x03\"Serving\" \"Serving\"", "trailing"),
+        (b"\x03\xff\xfe", "cannot be understood"),
         (&long, "it was cut"),
     ] {
         write(&worker, bytes).unwrap();
@@ -117,9 +117,9 @@ fn what_is_not_of_the_language_is_refused_and_the_next_message_is_understood() {
 fn an_order_with_a_field_too_many_or_too_few_is_refused() {
     let (supervisor, worker) = Channel::pair().unwrap();
     for bytes in [
-        &b"\x02{\"Start\":{\"cpus\":1}}"[..],
-        b"\x02{\"Drain\":{\"why\":\"SIGTERM\",\"left\":{\"secs\":1,\"nanos\":0},\"now\":true}}",
-        b"\x02{\"Condition\":{\"condition\":\"Weather\",\"unready\":null}}",
+        &b"\x03{\"Start\":{\"cpus\":1}}"[..],
+        b"\x03{\"Drain\":{\"why\":\"SIGTERM\",\"left\":{\"secs\":1,\"nanos\":0},\"now\":true}}",
+        b"\x03{\"Condition\":{\"condition\":\"Weather\",\"unready\":null}}",
     ] {
         write(&supervisor, bytes).unwrap();
         assert!(matches!(worker.receive::<Order>(), Err(Error::Malformed(_))));
