@@ -97,33 +97,6 @@ fn fastpath_lets_go_of_an_application_that_begins_to_block() -> Result<()> {
     Ok(())
 }
 
-/// It is quicker by TCP then, and what it carried in better days does not bring it back at the next look; large messages do.
-#[test]
-fn fastpath_lets_go_of_small_messages_and_takes_large_ones_back() -> Result<()> {
-    let Some(mut stage) = Stage::forced()? else { return Ok(()) };
-    let socket = stage.enrolled()?;
-    let enrolled = |stage: &Stage| stage.sidecar.verdict("enrol", "enrolled", "worth");
-    let small = |stage: &Stage| stage.sidecar.verdict("enrol", "tcp", "small");
-    let before = enrolled(&stage)?;
-    let left = eventually(patient(PATIENCE), || {
-        stage.app.must(Order::Edges(socket, 100, 100)).is_ok() && stage.connections().is_ok_and(|count| count == 0)
-    });
-    ensure!(left && stage.sidecar.verdict("enrol", "released", "released")? >= 1, "{}", stage.sidecar.verdicts());
-    let (quiet, seen) = (stage.redirected()?, small(&stage)?);
-    let looked = eventually(patient(PATIENCE), || {
-        stage.app.must(Order::Edges(socket, 200, 4000)).is_ok() && small(&stage).is_ok_and(|count| count > seen)
-    });
-    ensure!(looked && enrolled(&stage)? == before && stage.redirected()? == quiet, "{}", stage.sidecar.verdicts());
-    let back = eventually(patient(PATIENCE), || {
-        stage.app.must(Order::Stream(socket, 4 * MIB, 128 * 1024)).is_ok()
-            && stage.connections().is_ok_and(|count| count == 1)
-    });
-    ensure!(back, "{}", stage.sidecar.verdicts());
-    stage.app.must(Order::Stream(socket, 4 * MIB, 20_000))?;
-    ensure!(stage.redirected()? > quiet, "{}", stage.sidecar.verdicts());
-    Ok(())
-}
-
 /// 49
 #[test]
 fn fastpath_switched_off_under_load_loses_nothing_and_comes_back() -> Result<()> {

@@ -1,5 +1,5 @@
-//! How often the proxy asks the kernel for what an application has sent: once for each message, and not again to see whether more is
-//! there, but where both of a socket's queues may be filled.
+//! What a connection pays that does not gain: the proxy asks the kernel for what an application has sent once for each message, and not
+//! again to see whether more is there, but where both of a socket's queues may be filled; and small messages go by TCP.
 
 use anyhow::{Result, ensure};
 use sidecar_tests::{
@@ -94,5 +94,32 @@ fn fastpath_lets_go_of_a_connection_with_something_unread_and_loses_nothing() ->
     carrier.receives(2 * 2 * UNREAD)?;
     stage.app.must(Order::Finish(socket))?;
     ensure!(stage.app.order(Order::AwaitEnd(socket))?.outcome == "ok");
+    Ok(())
+}
+
+/// It is quicker by TCP then, and what it carried in better days does not bring it back at the next look; large messages do.
+#[test]
+fn fastpath_lets_go_of_small_messages_and_takes_large_ones_back() -> Result<()> {
+    let Some(mut stage) = Stage::forced()? else { return Ok(()) };
+    let socket = stage.enrolled()?;
+    let enrolled = |stage: &Stage| stage.sidecar.verdict("enrol", "enrolled", "worth");
+    let small = |stage: &Stage| stage.sidecar.verdict("enrol", "tcp", "small");
+    let before = enrolled(&stage)?;
+    let left = eventually(patient(PATIENCE), || {
+        stage.app.must(Order::Edges(socket, 100, 100)).is_ok() && stage.connections().is_ok_and(|count| count == 0)
+    });
+    ensure!(left && stage.sidecar.verdict("enrol", "released", "released")? >= 1, "{}", stage.sidecar.verdicts());
+    let (quiet, seen) = (stage.redirected()?, small(&stage)?);
+    let looked = eventually(patient(PATIENCE), || {
+        stage.app.must(Order::Edges(socket, 200, 4000)).is_ok() && small(&stage).is_ok_and(|count| count > seen)
+    });
+    ensure!(looked && enrolled(&stage)? == before && stage.redirected()? == quiet, "{}", stage.sidecar.verdicts());
+    let back = eventually(patient(PATIENCE), || {
+        stage.app.must(Order::Stream(socket, 4 * MIB, 128 * 1024)).is_ok()
+            && stage.connections().is_ok_and(|count| count == 1)
+    });
+    ensure!(back, "{}", stage.sidecar.verdicts());
+    stage.app.must(Order::Stream(socket, 4 * MIB, 20_000))?;
+    ensure!(stage.redirected()? > quiet, "{}", stage.sidecar.verdicts());
     Ok(())
 }
