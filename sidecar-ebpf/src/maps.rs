@@ -130,7 +130,8 @@ pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 #[map]
 pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
-/// What is known of an enrolled end; dies with its socket. Written by `on_socket`, read by `on_message`, and by `on_answer` in the probe.
+/// What is known of an end that is enrolled, or was until its messages became small; dies with its socket. Written by `on_socket`, read by
+/// `on_message`, which adds up what it carries, and by `on_answer` in the probe.
 #[btf_map]
 pub static LEGS: SkStorage<Leg> = SkStorage::new();
 
