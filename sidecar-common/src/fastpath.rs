@@ -4,9 +4,14 @@
 //! queue can be observed; the application's end keeps receiving by TCP alone. A refusal costs speed and nothing else: the
 //! message goes by TCP as if there were no fast path.
 
+pub mod mixed;
+mod worth;
+
 use core::mem::size_of;
 
 use crate::{counter::Counter, flow::FlowKey};
+
+pub use worth::{Carried, LEAST_MESSAGE, WORTH_BYTES, WORTH_SEGMENT};
 
 /// Bytes that may wait in the proxy's queue when a message joins them; tried up to 4 MiB of unread data behind it, which
 /// is what TCP over loopback takes on top.
@@ -14,19 +19,6 @@ pub const MOST_BYTES: u32 = 512 * 1024;
 
 /// Messages that may wait there: each costs the kernel a kilobyte that is charged to nobody, however short it is.
 pub const MOST_MESSAGES: u32 = 64;
-
-/// Bytes that a connection has carried from the application before it is worth two entries in a map.
-pub const WORTH_BYTES: u64 = 256 * 1024;
-
-/// Bytes of a segment, on the average, from which on a connection gains: over loopback a segment is a write, up to 64 KiB. Measured on
-/// 6.18, all on one CPU: exchanges of 64 KiB took 0.94 of the time by TCP, those of 64 B and 4 KiB 1.02 and 1.06.
-pub const WORTH_SEGMENT: u64 = 16 * 1024;
-
-/// Whether a connection has carried enough, in writes that are large enough.
-#[inline(always)]
-pub const fn gains(acknowledged: u64, segments: u32) -> bool {
-    acknowledged >= segments as u64 * WORTH_SEGMENT
-}
 
 /// Everything that counts at the moment at which a message is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,8 +158,11 @@ pub const fn is_plain_write(number: u64, third: u64, fourth: u64) -> bool {
 pub struct Leg {
     /// Key of the other end in its map, as that end sees the connection.
     pub key: FlowKey,
-    /// The kernel's address of the other end, or 0 in the proxy's end, whose messages only the probe looks at; to read from and never to write to.
+    /// The kernel's address of the other end, or 0 in the proxy's end, whose messages only the probe looks at, and in one that was let go; to read from and never to write to.
     pub receiver: u64,
+    /// Of the application's end: what it has sent since a pass judged that last. Where `receiver` is 0 it was let go for that: what TCP had
+    /// carried by then.
+    pub carried: Carried,
 }
 
 /// Value of `CANDIDATES`, by the connection as the application's end sees it, and with [`Switch::answers`] as the proxy's end sees it as
@@ -269,6 +264,8 @@ fields! {
     bytes_acked = "tcp_sock.bytes_acked",
     /// Segments with data that were sent.
     segments = "tcp_sock.data_segs_out",
+    /// Who uses what the sockmap keeps: the map, and each thread in a call on the socket.
+    users = "sk_psock.refcnt",
     /// The sockmap's queue of messages.
     ingress = "sk_psock.ingress_msg",
     /// A message's place in it.
@@ -287,7 +284,7 @@ fields! {
     fourth = "pt_regs.r10",
 }
 
-const _: () = assert!(size_of::<Leg>() == 56);
+const _: () = assert!(size_of::<Leg>() == 72);
 const _: () = assert!(size_of::<Candidate>() == 8);
 const _: () = assert!(size_of::<Switch>() == 32);
 const _: () = assert!(size_of::<Fields>() == 4 * Fields::PATHS.len());

@@ -2,7 +2,7 @@
 
 use crate::{
     addr::{Endpoint, Ip, PortBe},
-    fastpath::{Candidate, Fields, Leg, Switch},
+    fastpath::{Candidate, Carried, Fields, Leg, Switch, mixed::Mixed},
     flow::{FlowKey, Local, Note, Passed},
     rules::{CaptureRules, Source},
 };
@@ -14,4 +14,20 @@ macro_rules! plain_bytes {
         unsafe impl aya::Pod for $layout {}
     )*};
 }
-plain_bytes!(Ip, PortBe, Endpoint, FlowKey, Local, Note, Passed, CaptureRules, Source, Candidate, Fields, Leg, Switch);
+plain_bytes!(
+    Ip,
+    PortBe,
+    Endpoint,
+    FlowKey,
+    Local,
+    Note,
+    Passed,
+    CaptureRules,
+    Source,
+    Candidate,
+    Carried,
+    Fields,
+    Leg,
+    Switch,
+    Mixed
+);

@@ -7,14 +7,14 @@ use core::ffi::c_void;
 
 use sidecar_common::{
     counter::Counter,
-    fastpath::{Candidate, Leg, Switch, gains, step},
+    fastpath::{Candidate, Carried, Leg, Switch, mixed::Mixing, step},
     flow::{FlowKey, note_kind},
 };
 
 use crate::{
     count::count,
     ctx::{Kernel, KernelSocket, SockIter},
-    maps::{CANDIDATES, FAST_PATH, RECEIVERS, SENDERS},
+    maps::{CANDIDATES, FAST_PATH, RECEIVERS, SENDERS, note_mixing},
 };
 
 /// Which end of a leg a socket is.
@@ -69,15 +69,14 @@ fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
 #[inline(always)]
 fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let blocks = !socket.is_nonblocking()?;
-    if ctx.is_enrolled() {
-        if (blocks || switch.on == 0) && may_change(ctx, socket)? {
-            // Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing.
-            ctx.release((&raw const SENDERS).cast(), key);
-            count(ctx, Counter::EnrolUndone);
-        }
-        return None;
+    let leg = ctx.leg();
+    if leg.as_ref().is_some_and(|leg| leg.receiver != 0) {
+        return keep(ctx, socket, leg?, switch.on != 0 && !blocks, key);
     }
-    if switch.on == 0 || socket.acknowledged()? < switch.worth || socket.is_shut_down()? {
+    let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);
+    let all = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
+    let carried = all.since(before);
+    if switch.on == 0 || carried.bytes < switch.worth || socket.is_shut_down()? {
         return None;
     }
     if blocks {
@@ -85,8 +84,12 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         return None;
     }
     // The probe's have not carried anything yet.
-    if switch.worth != 0 && !gains(socket.acknowledged()?, socket.segments()?) {
+    if switch.worth != 0 && !carried.gains() {
         count(ctx, Counter::EnrolSmall);
+        if let Some(leg) = leg {
+            // It has known better days: the next bytes are judged by themselves.
+            leg.carried = all;
+        }
         return None;
     }
     if socket.is_layered()? {
@@ -106,6 +109,39 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     None
 }
 
+/// Lets an enrolled end go if it may not stay, or if it loses by it.
+#[inline(always)]
+fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool, key: FlowKey) -> Option<()> {
+    let sent = leg.carried;
+    if may_stay && !sent.tells() || !may_change(ctx, socket)? {
+        return None;
+    }
+    leg.carried = Carried::default();
+    if may_stay && !sent.loses() {
+        return None;
+    }
+    let nothing_moves = || {
+        // The map alone: no thread is in a call that may have something redirected.
+        let unused = socket.users()? <= 1;
+        Some(unused && Kernel::get()?.socket(leg.receiver).waiting()?.messages == 0)
+    };
+    if nothing_moves() != Some(true) {
+        note_mixing(&key, Mixing::Always);
+    }
+    // Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing. What it sends from now on goes by
+    // TCP, and is not judged.
+    ctx.release((&raw const SENDERS).cast(), key);
+    count(ctx, Counter::EnrolUndone);
+    if may_stay {
+        // What it carried in better days does not bring it back.
+        leg.receiver = 0;
+        leg.carried = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
+    } else {
+        ctx.forget();
+    }
+    None
+}
+
 #[inline(always)]
 fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
@@ -115,7 +151,7 @@ fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: Fl
     if switch.answers != 0 && other == 0 {
         return None;
     }
-    let leg = Leg { key: key.reversed(), receiver: other };
+    let leg = Leg { key: key.reversed(), receiver: other, carried: Carried::default() };
     if !ctx.is_enrolled() {
         if socket.is_layered()? || !may_change(ctx, socket)? {
             return None;
@@ -134,10 +170,11 @@ fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: Fl
 fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     // SAFETY: one aligned word, written by the step before.
     let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
-    if receiver == 0 || !socket.is_nonblocking()? || ctx.is_enrolled() || !may_change(ctx, socket)? {
+    let enrolled = ctx.leg().is_some_and(|leg| leg.receiver != 0);
+    if receiver == 0 || !socket.is_nonblocking()? || enrolled || !may_change(ctx, socket)? {
         return None;
     }
-    let leg = Leg { key: key.reversed(), receiver };
+    let leg = Leg { key: key.reversed(), receiver, carried: Carried::default() };
     let answer = ctx.enrol((&raw const SENDERS).cast(), key, leg);
     if count_answer(ctx, answer) {
         count(ctx, Counter::EnrolDone);

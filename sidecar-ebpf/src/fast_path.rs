@@ -7,13 +7,16 @@ use core::ffi::c_void;
 use aya_ebpf::{macros::sk_msg, programs::SkMsgContext};
 use sidecar_common::{
     counter::Counter,
-    fastpath::{Leg, Message as Facts, Refusal, decide},
+    fastpath::{
+        Leg, Message as Facts, Refusal, decide,
+        mixed::{Mixing, mixing},
+    },
 };
 
 use crate::{
     count::count,
     ctx::{Kernel, Message, current_write_is_plain},
-    maps::{FAST_PATH, RECEIVERS, SENDERS},
+    maps::{FAST_PATH, RECEIVERS, SENDERS, note_mixing},
 };
 
 /// `SK_PASS`: by TCP, unless the message was redirected.
@@ -35,24 +38,44 @@ pub fn on_answer(ctx: SkMsgContext) -> u32 {
 #[inline(always)]
 fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
     let message = Message(ctx);
-    let counter = match judge(&message) {
-        Ok(leg) if message.redirect(leg, receivers) => Counter::FastRedirected,
-        Ok(_) => Counter::FastUnknown,
-        Err(refusal) => refusal.counter(),
+    // A socket leaves the map before this is forgotten, and who lets it go has its reader look into both queues if it must.
+    let Some(leg) = message.leg() else {
+        count(ctx, Counter::FastUnknown);
+        return PASS;
     };
-    count(ctx, counter);
+    leg.carried.bytes += u64::from(message.bytes());
+    leg.carried.messages += 1;
+    let refusal = match judge(&message, leg) {
+        Ok(()) if message.redirect(leg, receivers) => {
+            count(ctx, Counter::FastRedirected);
+            return PASS;
+        }
+        Ok(()) => Refusal::Unknown,
+        Err(refusal) => refusal,
+    };
+    count(ctx, refusal.counter());
+    note_mixing(&leg.key, told(&message, leg, refusal).unwrap_or(Mixing::Always));
     // Never the redirection's own answer: the application would get EACCES where the receiver has gone.
     PASS
 }
 
 #[inline(always)]
-fn judge(message: &Message<'_>) -> Result<&'static Leg, Refusal> {
+fn judge(message: &Message<'_>, leg: &Leg) -> Result<(), Refusal> {
     let switched_on = FAST_PATH.get(0).is_some_and(|switch| switch.on != 0);
     if !switched_on {
         return Err(Refusal::Off);
     }
-    let leg = message.leg().ok_or(Refusal::Unknown)?;
-    decide(&facts(message, leg).ok_or(Refusal::Unknown)?).map(|()| leg)
+    decide(&facts(message, leg).ok_or(Refusal::Unknown)?)
+}
+
+/// What the reader must know of a message that goes by TCP.
+#[inline(always)]
+fn told(message: &Message<'_>, leg: &Leg, refusal: Refusal) -> Option<Mixing> {
+    /// The map, and this call.
+    const ALONE: u32 = 2;
+    let kernel = Kernel::get()?;
+    let waiting = kernel.socket(leg.receiver).waiting()?;
+    Some(mixing(refusal, waiting, message.sender(kernel)?.users()? <= ALONE))
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 //! A program never holds the name of its section (the linker would see two symbols), hence the `on_` prefix.
 #![no_std]
 #![no_main]
-// Stable Rust offers no atomic addition for BPF, although the instruction exists: `sock_ops::add`.
+// Stable Rust offers no atomic addition for BPF, although the instruction exists: `count::add`.
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "see above")]
 

@@ -12,11 +12,16 @@ use aya_ebpf::{
 use sidecar_common::{
     addr::{Endpoint, Ip, PortBe},
     counter,
-    fastpath::{Candidate, Fields, Leg, Switch},
+    fastpath::{
+        Candidate, Fields, Leg, Switch,
+        mixed::{Mixed, Mixing, place},
+    },
     flow::{FlowKey, Note, Passed},
     mesh::Spoken,
     rules::{CaptureRules, Source},
 };
+
+use crate::count::add;
 
 /// `BPF_F_MMAPABLE` (linux/bpf.h).
 const MMAPABLE: u32 = 1 << 10;
@@ -125,7 +130,8 @@ pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 #[map]
 pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
-/// What is known of an enrolled end; dies with its socket. Written by `on_socket`, read by `on_message`, and by `on_answer` in the probe.
+/// What is known of an end that is enrolled, or was until its messages became small; dies with its socket. Written by `on_socket`, read by
+/// `on_message`, which adds up what it carries, and by `on_answer` in the probe.
 #[btf_map]
 pub static LEGS: SkStorage<Leg> = SkStorage::new();
 
@@ -133,6 +139,12 @@ pub static LEGS: SkStorage<Leg> = SkStorage::new();
 /// emptied by user space after each pass. *Configured.*
 #[map]
 pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);
+
+/// By the place of a leg: what its reader must know of messages that go by TCP (`sidecar_common::fastpath::mixed`). Written by
+/// `on_message` and `on_socket`; read as memory by the proxy; `always` is taken back by user space, as memory, when no leg of the place is
+/// enrolled any more. *Configured.*
+#[map]
+pub static MIXED: Array<Mixed> = Array::with_max_entries(1, MMAPABLE);
 
 /// For each CPU one counter for every reason (`sidecar_common::counter::slot`). Written by every program; read by user space
 /// through a memory mapping, which a per-CPU array does not have: whoever shows them needs neither a system call nor a
@@ -174,6 +186,23 @@ pub fn note_v6_only(port: PortBe, alone: bool) {
     if let Some(ports) = v6_only(port) {
         // SAFETY: as above.
         unsafe { write_volatile(ports, alone.into()) };
+    }
+}
+
+/// Has the reader of a leg know what becomes of a message. `key`: either end's.
+#[inline(always)]
+pub fn note_mixing(key: &FlowKey, mixing: Mixing) {
+    let place = place(key.local.port.host(), key.remote.port.host());
+    if mixing == Mixing::Apart {
+        return;
+    }
+    let Some(mixed) = MIXED.get_ptr_mut(place) else { return };
+    if mixing == Mixing::Always {
+        // SAFETY: an aligned word of the map's value, which everybody stores as a whole.
+        unsafe { write_volatile(&raw mut (*mixed).always, 1) };
+    } else {
+        // SAFETY: a place within the map's value.
+        add(unsafe { &raw mut (*mixed).count }, 1);
     }
 }
 

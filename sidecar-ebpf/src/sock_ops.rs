@@ -3,8 +3,6 @@
 //!
 //! Established callbacks run in softirq under whatever task is current: nothing here asks who that is.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
-
 use aya_ebpf::{
     bindings::{
         BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
@@ -21,7 +19,7 @@ use sidecar_common::{
 };
 
 use crate::{
-    count::count,
+    count::{add, count},
     ctx::{self, SockOps, Socket},
     maps::{APP_LISTENERS, FLOWS, LISTENERS_LOST, LISTENING, PRESENTED_FLOWS, listened_at, note_v6_only},
 };
@@ -166,14 +164,6 @@ fn wake_user_space() {
 
 /// `BPF_NOEXIST` (linux/bpf.h).
 const BPF_NOEXIST: u64 = 1;
-
-/// Adds to a count and returns what it was; `u64::MAX` takes one away.
-#[inline(always)]
-fn add(sockets: *mut u64, change: u64) -> u64 {
-    // SAFETY: a map value of eight aligned bytes that stays allocated while the program runs (RCU), and that other CPUs
-    // change with the same instruction.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(sockets, change) }
-}
 
 #[inline(always)]
 fn in_pod_netns(event: &SockOps<'_>) -> bool {

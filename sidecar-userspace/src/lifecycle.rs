@@ -4,6 +4,7 @@ pub mod beats;
 pub mod board;
 pub mod counters;
 pub mod fast_path;
+pub mod mixed;
 pub(crate) mod predecessor;
 pub mod readiness;
 pub mod startup;

@@ -5,6 +5,7 @@ mod queue;
 pub mod scratch;
 mod side;
 mod stream;
+mod two_queues;
 
 use std::{
     io,
@@ -22,7 +23,8 @@ pub use options::{backlog, mesh_answer, mesh_offer, mesh_peer, netns_cookie};
 pub use queue::Queue;
 pub use side::{Arrived, Received, Side};
 pub use sidecar_common::mesh::Transports;
-pub use stream::{Receivable, Stream, expect_data_past_tcp};
+pub use stream::{Receivable, Stream};
+pub use two_queues::expect_data_past_tcp;
 
 /// The application's own end of a captured connection, as it would be without us.
 #[derive(Clone, Copy, Debug)]

@@ -45,7 +45,7 @@ pub use process::{Process, Spawn};
 pub use puppet::Puppet;
 pub use sidecar::Sidecar;
 pub use skip::skip;
-pub use wedge::Wedge;
+pub use wedge::{Receives, Wedge};
 pub use wire::{ACK, SYN, Segment, Wire};
 pub use world::{World, require_root};
 

@@ -2,6 +2,8 @@
 
 #[path = "fastpath/probe.rs"]
 mod probe;
+#[path = "fastpath/receives.rs"]
+mod receives;
 #[path = "fastpath/stage.rs"]
 mod stage;
 #[path = "fastpath/stumbling.rs"]

@@ -1,3 +1,4 @@
+mod edges;
 mod model;
 
 use super::*;
@@ -108,11 +109,35 @@ fn only_large_writes_gain() {
         (WORTH_BYTES, 16, true),
         (WORTH_BYTES, 17, false),
         (WORTH_BYTES, 64, false),
-        (1 << 40, u32::MAX, false),
-        (u64::MAX, u32::MAX, true),
+        (1 << 40, u32::MAX.into(), false),
+        (u64::MAX, u32::MAX.into(), true),
     ] {
-        assert_eq!(gains(acknowledged, segments), gain, "{acknowledged} in {segments}");
+        let carried = Carried { bytes: acknowledged, messages: segments };
+        assert_eq!(carried.gains(), gain, "{carried:?}");
     }
+}
+
+/// What lies between neither comes nor goes.
+#[test]
+fn only_many_small_messages_lose() {
+    for (bytes, messages, loses) in [
+        (0, 0, false),
+        (63, 63, false),
+        (64, 64, true),
+        (64 * LEAST_MESSAGE - 1, 64, true),
+        (64 * LEAST_MESSAGE, 64, false),
+        (1000 * WORTH_SEGMENT - 1, 1000, false),
+    ] {
+        let carried = Carried { bytes, messages };
+        assert_eq!((carried.loses(), carried.gains() && messages != 0), (loses, false), "{carried:?}");
+    }
+}
+
+#[test]
+fn what_came_since_is_known_also_when_the_kernels_number_of_segments_wraps() {
+    let (then, now) = (Carried { bytes: 10, messages: u32::MAX.into() }, Carried { bytes: 70_010, messages: 3 });
+    assert_eq!(now.since(then), Carried { bytes: 70_000, messages: 4 });
+    assert_eq!(now.since(Carried::default()), now);
 }
 
 #[test]

@@ -159,6 +159,20 @@ impl KernelSocket {
         read::<u64>(self.at, self.fields.user_data).map(|data| data & !USER_DATA_FLAGS != 0)
     }
 
+    /// Who uses what the sockmap keeps of this socket, if it is in one: the map, and each thread that is in a call on it
+    /// (`sk_psock_get` in net/ipv4/tcp_bpf.c).
+    #[inline(always)]
+    pub fn users(self) -> Option<u32> {
+        read(self.psock()?, self.fields.users)
+    }
+
+    /// What the sockmap keeps of this socket; `None`: it is in none.
+    #[inline(always)]
+    fn psock(self) -> Option<u64> {
+        let psock = read::<u64>(self.at, self.fields.user_data)? & !USER_DATA_FLAGS;
+        (psock != 0).then_some(psock)
+    }
+
     /// What was redirected to this socket and not yet received.
     ///
     /// The queue is read while it changes: the figures may be off by what moves meanwhile. It begins and ends at its head, and
@@ -166,11 +180,7 @@ impl KernelSocket {
     #[inline(always)]
     pub fn waiting(self) -> Option<Waiting> {
         let fields = self.fields;
-        let psock = read::<u64>(self.at, fields.user_data)? & !USER_DATA_FLAGS;
-        if psock == 0 {
-            return None;
-        }
-        let head = psock.wrapping_add(u64::from(fields.ingress));
+        let head = self.psock()?.wrapping_add(u64::from(fields.ingress));
         let mut waiting = Waiting::default();
         let mut next: u64 = read(head, 0)?;
         while waiting.messages < MOST_MESSAGES {

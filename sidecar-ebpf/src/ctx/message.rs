@@ -29,13 +29,13 @@ impl Message<'_> {
         unsafe { read_volatile(&raw const (*self.0.msg).size) }
     }
 
-    /// What is known of the sender's connection.
+    /// What is known of the sender's connection. The sender is locked: nobody else changes it.
     #[inline(always)]
-    pub fn leg(&self) -> Option<&'static Leg> {
+    pub fn leg(&self) -> Option<&'static mut Leg> {
         let map = (&raw const LEGS).cast_mut().cast();
         let sender = unsafe { read_volatile(&raw const (*self.0.msg).__bindgen_anon_3.sk) };
         let sender = NonNull::new(sender)?;
-        unsafe { bpf_sk_storage_get(map, sender.as_ptr().cast(), null_mut(), 0).cast::<Leg>().as_ref() }
+        unsafe { bpf_sk_storage_get(map, sender.as_ptr().cast(), null_mut(), 0).cast::<Leg>().as_mut() }
     }
 
     /// The sender.
@@ -50,7 +50,7 @@ impl Message<'_> {
     /// Has the kernel put the message into the queue of the receiver, which is in `receivers`; false if it is not, and the message
     /// goes by TCP.
     #[inline(always)]
-    pub fn redirect(&self, leg: &'static Leg, receivers: *const c_void) -> bool {
+    pub fn redirect(&self, leg: &Leg, receivers: *const c_void) -> bool {
         let key = (&raw const leg.key).cast_mut().cast();
         // Zero is SK_DROP: the receiver has gone.
         (unsafe { bpf_msg_redirect_hash(self.0.msg, receivers.cast_mut(), key, INGRESS) }) != 0

@@ -64,9 +64,15 @@ impl SockIter {
     /// Whether it is enrolled.
     #[inline(always)]
     pub fn is_enrolled(&self) -> bool {
+        self.leg().is_some()
+    }
+
+    /// What is known of it, if it is or was enrolled. It must be locked when that is changed.
+    #[inline(always)]
+    pub fn leg(&self) -> Option<&'static mut Leg> {
         let map = (&raw const LEGS).cast_mut().cast();
-        let Some(socket) = self.common() else { return false };
-        !unsafe { bpf_sk_storage_get(map, socket.as_ptr(), null_mut(), 0) }.is_null()
+        let socket = self.common()?;
+        unsafe { bpf_sk_storage_get(map, socket.as_ptr(), null_mut(), 0).cast::<Leg>().as_mut() }
     }
 
     /// Puts it into `map`, a `SOCKHASH`; the kernel's answer. `leg` is remembered first, for the first message may come before this
@@ -79,8 +85,10 @@ impl SockIter {
         let Some(socket) = self.common() else { return NO_MEMORY };
         let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
         let stored = unsafe { bpf_sk_storage_get(storage, socket.as_ptr(), (&raw mut leg).cast(), create) };
-        if stored.is_null() {
-            return NO_MEMORY;
+        // One that was let go has it already.
+        match unsafe { stored.cast::<Leg>().as_mut() } {
+            Some(stored) => *stored = leg,
+            None => return NO_MEMORY,
         }
         let key = (&raw const key).cast();
         // Half of the register: the verifier has the program call the map's own function, which returned an `int` before Linux 6.4
@@ -95,11 +103,15 @@ impl SockIter {
     /// Takes it out of `map`. Only for ends whose queue is never used.
     #[inline(always)]
     pub fn release(&self, map: *const c_void, key: FlowKey) {
+        unsafe { bpf_map_delete_elem(map.cast_mut(), (&raw const key).cast()) };
+    }
+
+    /// Forgets what is known of it.
+    #[inline(always)]
+    pub fn forget(&self) {
         let storage = (&raw const LEGS).cast_mut().cast();
-        let Some(socket) = self.common() else { return };
-        unsafe {
-            bpf_map_delete_elem(map.cast_mut(), (&raw const key).cast());
-            bpf_sk_storage_delete(storage, socket.as_ptr());
+        if let Some(socket) = self.common() {
+            unsafe { bpf_sk_storage_delete(storage, socket.as_ptr()) };
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::{
         beats::Heartbeat,
         board::{BoardReader, Figure},
         fast_path::{Phase, Report, TRAPS},
+        mixed::Mixes,
     },
     net,
     telemetry::Telemetry,
@@ -38,9 +39,9 @@ pub(super) struct FastPath {
 }
 
 /// Before the first connection: what is accepted may be brought onto the fast path at any time.
-pub(super) fn expect(acceleration: Acceleration) {
+pub(super) fn expect(acceleration: Acceleration, mixes: Option<Mixes>) {
     if acceleration != Acceleration::Off {
-        net::expect_data_past_tcp();
+        net::expect_data_past_tcp(mixes);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     admin,
     config::{Loaded, Snapshot},
     control::{Channel, Order, Start},
-    lifecycle::{beats::Heartbeat, board::BoardReader, counters::Counters},
+    lifecycle::{beats::Heartbeat, board::BoardReader, counters::Counters, mixed::Mixes},
 };
 
 /// Everything that the supervisor lends.
@@ -29,6 +29,8 @@ pub(super) struct Inherited {
     pub(super) board: BoardReader,
     pub(super) heartbeat: Heartbeat,
     pub(super) counters: Counters,
+    /// `None`: it cannot be seen, as where programs were loaded without the fast path.
+    pub(super) mixes: Option<Mixes>,
     pub(super) queues: [TcpListener; 2],
     pub(super) endpoints: admin::Listeners,
     pub(super) tunnels: Option<TcpListener>,
@@ -65,7 +67,7 @@ impl Inherited {
         let mut next = || rest.next().ok_or_else(|| Error::Misunderstood("a descriptor is missing".to_owned()));
         let memory = |what| move |source| Error::Memory { what, source };
         let board = BoardReader::map(next()?).map_err(memory("figures"))?;
-        let (heartbeat, counters) = (next()?, next()?);
+        let (heartbeat, counters, mixed) = (next()?, next()?, next()?);
         let mut loaded = load(next()?)?;
         let threads = loaded.config.proxy.workers;
         let mut tcp = || next().map(TcpListener::from);
@@ -79,6 +81,7 @@ impl Inherited {
         Ok(Self {
             heartbeat: Heartbeat::map(heartbeat, threads).map_err(memory("HEARTBEAT"))?,
             counters: Counters::map(counters, start.cpus).map_err(memory("COUNTERS"))?,
+            mixes: Mixes::map_to_read(mixed).ok(),
             start,
             loaded,
             refused,

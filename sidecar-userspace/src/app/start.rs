@@ -100,14 +100,14 @@ impl Began {
 
 /// Starts everything; from its return on, connections that the listeners hold are carried.
 pub(super) async fn start(inherited: Inherited, log: LogControl) -> Result<Sidecar, Error> {
-    let Inherited { start, loaded, board, heartbeat, counters, queues, endpoints, tunnels, .. } = inherited;
+    let Inherited { start, loaded, board, heartbeat, counters, mixes, queues, endpoints, tunnels, .. } = inherited;
     let began = Began::of(&start);
     let config = &loaded.config;
     let telemetry = Telemetry::start(&config.telemetry, &config.pod)?;
     export_counters(&telemetry, counters);
     export_board(&telemetry, board.clone());
     acceleration::export(&telemetry, board.clone());
-    acceleration::expect(config.capture.acceleration);
+    acceleration::expect(config.capture.acceleration, mixes);
     let readiness = Readiness::new();
     let mtls = Mtls { config: config.mtls.clone(), current: Current::default() };
     let mut trust = Trust::begin(config, &telemetry, &mtls, &readiness);

@@ -63,8 +63,8 @@ pub enum Condition {
     Addresses,
 }
 
-/// How to serve. The descriptors that come with it, in this order: the board, the eBPF maps `HEARTBEAT` and `COUNTERS`, the
-/// configuration, the outbound and the inbound listener, those of metrics, health, admin and the admin socket; then, if there
+/// How to serve. The descriptors that come with it, in this order: the board, the eBPF maps `HEARTBEAT`, `COUNTERS` and `MIXED`,
+/// the configuration, the outbound and the inbound listener, those of metrics, health, admin and the admin socket; then, if there
 /// are, the listener for tunnels and the configuration whose rules are in force.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,7 +93,7 @@ pub struct Start {
 
 impl Start {
     /// Descriptors that come always.
-    pub const ALWAYS: usize = 10;
+    pub const ALWAYS: usize = 11;
 
     /// Descriptors that must come with it.
     pub fn descriptors(&self) -> usize {

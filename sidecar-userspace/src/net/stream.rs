@@ -7,10 +7,8 @@ use std::{
     io::{self, Read as _},
     mem::MaybeUninit,
     net::{IpAddr, Shutdown, SocketAddr},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use sidecar_common::fastpath::WORTH_BYTES;
 use socket2::Socket;
 use tokio::{
     io::{
@@ -20,25 +18,16 @@ use tokio::{
     task::coop,
 };
 
-use super::{Arrived, ClientLocal, Received, Side, Transports, options};
+use super::{
+    Arrived, ClientLocal, Received, Side, Transports, options,
+    two_queues::{Told, TwoQueues},
+};
 use crate::addr::{ClientAddr, OrigDst, UpstreamLocal, canonical};
-
-/// Whether bytes may come past TCP.
-static PAST_TCP: AtomicBool = AtomicBool::new(false);
-
-/// From now on sockets that have carried [`WORTH_BYTES`], of which the kernel counts a few more, may have a second queue beside TCP's, which the fast path fills. Their
-/// bytes are in order, but what TCP says of its own queue is no longer the whole truth.
-pub fn expect_data_past_tcp() {
-    PAST_TCP.store(true, Relaxed);
-}
 
 /// A connected TCP socket.
 pub struct Stream {
     socket: AsyncFd<Socket>,
-    /// Bytes received, as far as they matter.
-    received: Cell<u64>,
-    /// The application is at the other end: bytes may come past TCP.
-    from_application: bool,
+    queues: TwoQueues,
 }
 
 impl Stream {
@@ -51,12 +40,12 @@ impl Stream {
         // SAFETY: the socket is owned by the `AsyncFd`, which gives it out by shared reference only: its descriptor
         // stays open and the same as long as it is registered.
         let registered = unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)?;
-        Ok(Self { socket: registered, received: Cell::new(0), from_application: true })
+        Ok(Self { socket: registered, queues: TwoQueues::new(true) })
     }
 
     /// The same connection, whose other end is no application of this pod: it has TCP's queue alone.
     pub fn through_the_network(self) -> Self {
-        Self { from_application: false, ..self }
+        Self { queues: TwoQueues::new(false), ..self }
     }
 
     pub(super) async fn connect(socket: Socket, to: SocketAddr) -> io::Result<Self> {
@@ -123,7 +112,8 @@ impl Stream {
     /// # Errors
     /// The kernel's answer to `epoll_ctl`.
     pub fn watched_anew(self) -> io::Result<Self> {
-        Ok(Self { from_application: self.from_application, ..Self::register(self.socket.into_inner())? })
+        let queues = TwoQueues::new(self.queues.is_from_application());
+        Ok(Self { queues, ..Self::register(self.socket.into_inner())? })
     }
 
     /// Asks the kernel before the reactor, which knows nothing of a socket that it has not yet been asked about.
@@ -205,7 +195,7 @@ impl Side for Stream {
 
     async fn receivable(&self) -> io::Result<Receivable<'_>> {
         let guard = self.socket.ready(Interest::READABLE | Interest::PRIORITY).await?;
-        Ok(Receivable { guard, received: &self.received, from_application: self.from_application })
+        Ok(Receivable { guard, queues: &self.queues })
     }
 
     fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -249,8 +239,7 @@ impl Side for Stream {
 /// Something can be received.
 pub struct Receivable<'a> {
     guard: AsyncFdReadyGuard<'a, Socket>,
-    received: &'a Cell<u64>,
-    from_application: bool,
+    queues: &'a TwoQueues,
 }
 
 impl Arrived for Receivable<'_> {
@@ -260,7 +249,9 @@ impl Arrived for Receivable<'_> {
         // The socket keeps urgent bytes in the stream (`SO_OOBINLINE`), so that one that is overtaken by the next is not
         // lost; a read stops before the mark, and at the mark the one byte is the urgent one.
         let at_mark = (urgent || more) && options::at_urgent_mark(self.guard.get_inner())?;
-        let past_tcp = self.from_application && self.received.get() >= WORTH_BYTES / 2 && PAST_TCP.load(Relaxed);
+        // Before the receive: if that finds nothing, it holds.
+        let told = self.queues.told(self.guard.get_inner());
+        let past_tcp = told != Told::One;
         let buffer = if at_mark { &mut buffer[..1] } else { buffer };
         match self.read(buffer, past_tcp) {
             Ok(0) => Ok(Received::End),
@@ -269,15 +260,17 @@ impl Arrived for Receivable<'_> {
                 Ok(Received::Urgent(buffer[0]))
             }
             Ok(bytes) => {
-                self.received.set(self.received.get().saturating_add(bytes as u64));
-                // Less than asked for means that the queue is empty (epoll(7)), unless reading stopped at the urgent mark or there
-                // are two queues.
-                if bytes < buffer.len() && !urgent && !past_tcp {
+                self.queues.add(bytes);
+                // Less than asked for means that the queue is empty (epoll(7)), unless reading stopped at the urgent mark or there is
+                // something in another one. That is asked after the receive (`sidecar_common::fastpath::mixed`).
+                let empty = || !self.queues.may_hold_more(self.queues.told(self.guard.get_inner()));
+                if bytes < buffer.len() && !urgent && empty() {
                     self.guard.clear_ready_matching(Ready::READABLE);
                 }
                 Ok(Received::Bytes(bytes))
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.queues.found_empty(told);
                 self.guard.clear_ready_matching(Ready::READABLE | Ready::PRIORITY);
                 Ok(Received::Nothing)
             }

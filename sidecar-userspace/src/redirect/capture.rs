@@ -94,7 +94,7 @@ impl Programs {
             let Map::Array(array) = self.maps.take(name) else { unreachable!("declared as an array") };
             array
         });
-        let shared = SharedMaps { heartbeat, counters, cpus: self.cpus };
+        let shared = SharedMaps { heartbeat, counters, mixed: self.maps.lend("MIXED")?, cpus: self.cpus };
         let addresses = AddressWatch::start(self.maps.take("OWN_ADDRESSES"), self.maps.take("SOURCES"))?;
         let listeners = self.maps.take(LISTENERS).try_into().map_err(map_error(LISTENERS, "opened"))?;
         rules::write(&mut self.maps, pod.netns_cookie(), pod.own_cgroup_id(), config)?;

@@ -2,20 +2,23 @@
 
 use std::{
     collections::HashMap,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
 use aya::{
     Ebpf,
     maps::{Map, MapData, MapError},
 };
-use sidecar_common::counter::PER_CPU;
+use sidecar_common::{counter::PER_CPU, fastpath::mixed};
 
 use super::{bpf, capture::map_error, error::Error, store::Store};
-use crate::{config, lifecycle::counters::possible_cpus};
+use crate::{
+    config::{self, Acceleration},
+    lifecycle::counters::possible_cpus,
+};
 
 /// Every map but what the loader makes of constants and what the programs say: what a store keeps.
-pub(super) const KEPT: [&str; 24] = [
+pub(super) const KEPT: [&str; 25] = [
     "RULES",
     "HEARTBEAT",
     "PORTS",
@@ -39,6 +42,7 @@ pub(super) const KEPT: [&str; 24] = [
     "SENDERS",
     "RECEIVERS",
     "LEGS",
+    "MIXED",
     "COUNTERS",
 ];
 
@@ -65,6 +69,12 @@ impl Maps {
         self.0.remove(name).expect("build.rs builds the object from the same tree, and nobody takes one twice")
     }
 
+    /// Another descriptor of an array, which stays among these.
+    pub(super) fn lend(&self, name: &'static str) -> Result<OwnedFd, Error> {
+        let Some(Map::Array(array)) = self.0.get(name) else { unreachable!("declared as an array, and not taken") };
+        array.fd().as_fd().try_clone_to_owned().map_err(MapError::IoError).map_err(map_error(name, "opened"))
+    }
+
     /// A map to write to.
     pub(super) fn get<'a, T: TryFrom<&'a mut Map, Error = MapError>>(
         &'a mut self,
@@ -79,6 +89,7 @@ impl Maps {
 pub struct SharedMaps {
     pub(super) heartbeat: MapData,
     pub(super) counters: MapData,
+    pub(super) mixed: OwnedFd,
     pub(super) cpus: u32,
 }
 
@@ -93,6 +104,11 @@ impl SharedMaps {
         self.counters.fd().as_fd()
     }
 
+    /// Where the kernel side counts what it must know of sockets with two queues.
+    pub fn mixed(&self) -> BorrowedFd<'_> {
+        self.mixed.as_fd()
+    }
+
     /// CPUs that count there.
     pub fn cpus(&self) -> u32 {
         self.cpus
@@ -101,7 +117,7 @@ impl SharedMaps {
 
 /// The sizes of the maps that are *configured*.
 pub(super) struct Rooms {
-    pub(super) of_maps: [(&'static str, u32); 10],
+    pub(super) of_maps: [(&'static str, u32); 11],
     /// CPUs that have counters of their own.
     pub(super) cpus: u32,
 }
@@ -121,6 +137,7 @@ impl Rooms {
             ("SENDERS", accelerated),
             ("RECEIVERS", accelerated),
             ("CANDIDATES", accelerated),
+            ("MIXED", if capture.acceleration == Acceleration::Off { 1 } else { mixed::PLACES }),
             ("PORTS", entries(ports.max(SOME))),
             ("EXCLUDED_CIDRS", entries(outbound.exclude_cidrs.len().max(SOME))),
         ];

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The maps that a sidecar uses whose programs are there.
-const USED: [&str; 13] = [
+const USED: [&str; 14] = [
     "RULES",
     "HEARTBEAT",
     "COUNTERS",
@@ -30,6 +30,7 @@ const USED: [&str; 13] = [
     "LISTENERS_LOST",
     "V6_ONLY",
     "LISTENING",
+    "MIXED",
 ];
 
 /// What a sidecar begins with.

@@ -149,7 +149,7 @@ impl Lent<'_> {
     ) -> Result<(), control::Error> {
         let Self { board, shared, listeners, configurations } = self;
         let mut descriptors: Vec<BorrowedFd<'_>> =
-            vec![board.as_fd(), shared.heartbeat(), shared.counters(), configurations.first.as_fd()];
+            vec![board.as_fd(), shared.heartbeat(), shared.counters(), shared.mixed(), configurations.first.as_fd()];
         descriptors.extend(listeners.descriptors());
         descriptors.extend(configurations.in_force.as_ref().map(AsFd::as_fd));
         let start = Start {

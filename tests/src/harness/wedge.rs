@@ -1,15 +1,21 @@
 //! A thread that hangs while the rest of its process runs.
 
-use std::{fs, marker::PhantomData};
+use std::{
+    fs,
+    marker::PhantomData,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::{
     sys::{
         ptrace::{self, Options},
-        wait::{WaitPidFlag, waitpid},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::Pid,
 };
+
+use super::{PATIENCE, patient};
 
 /// A stopped thread of another process; goes on when dropped. Belongs to the thread that made it, as ptrace(2) demands.
 #[derive(Debug)]
@@ -36,6 +42,68 @@ impl Wedge {
         waitpid(thread, Some(WaitPidFlag::__WALL))
             .with_context(|| format!("wait until thread {thread} has stopped"))?;
         Ok(wedge)
+    }
+}
+
+/// Receives of one thread.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Receives {
+    /// Those that returned something.
+    pub full: u32,
+    /// Those that found nothing.
+    pub empty: u32,
+    bytes: u64,
+}
+
+impl Wedge {
+    /// Lets the thread go on until it has received so many bytes, and tells by how many calls of `recv`.
+    pub fn receives(self, bytes: u64) -> Result<Receives> {
+        /// Of the kernel's own numbers: what a call has returned before it has returned anything.
+        const ENTERED: i64 = -(nix::libc::ENOSYS as i64);
+        const NOTHING: i64 = -(nix::libc::EAGAIN as i64);
+        let mut seen = Receives::default();
+        ptrace::setoptions(self.thread, Options::PTRACE_O_TRACESYSGOOD).context("follow system calls")?;
+        let mut signal = None;
+        while seen.bytes < bytes {
+            ptrace::syscall(self.thread, signal.take()).context("go on to the next system call")?;
+            let status = self.next_stop().with_context(|| format!("after {seen:?}"))?;
+            match status {
+                WaitStatus::PtraceSyscall(_) => {}
+                WaitStatus::Stopped(_, sent) => {
+                    signal = Some(sent);
+                    continue;
+                }
+                WaitStatus::PtraceEvent(..) => continue,
+                ended => anyhow::bail!("after {seen:?}: {ended:?}"),
+            }
+            let registers = ptrace::getregs(self.thread).context("registers")?;
+            if registers.orig_rax != nix::libc::SYS_recvfrom as u64 {
+                continue;
+            }
+            match registers.rax as i64 {
+                ENTERED => {}
+                NOTHING => seen.empty += 1,
+                received => {
+                    seen.full += 1;
+                    seen.bytes += u64::try_from(received).unwrap_or(0);
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    fn next_stop(&self) -> Result<WaitStatus> {
+        const A_MOMENT: Duration = Duration::from_micros(20);
+        let deadline = Instant::now() + patient(PATIENCE);
+        loop {
+            match waitpid(self.thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG))
+                .context("wait for a system call")?
+            {
+                WaitStatus::StillAlive => ensure!(Instant::now() < deadline, "it waits, and nothing comes"),
+                stopped => return Ok(stopped),
+            }
+            std::thread::sleep(A_MOMENT);
+        }
     }
 }
 

@@ -100,7 +100,7 @@ fn fastpath_misses_no_edge_of_an_edge_triggered_epoll() -> Result<()> {
     let there = || other.fast_path().is_ok_and(|status| status["connections"] == 1);
     ensure!(eventually(patient(PATIENCE), there), "{}", other.verdicts());
     let before = [stage.redirected()?, other.verdict("sk_msg", "redirect", "fast")?];
-    stage.app.begin(Order::Edges(socket, exchanges, 500))?;
+    stage.app.begin(Order::Edges(socket, exchanges, 4000))?;
     let answer = stage.app.answer(PATIENCE.max(PATIENCE * (exchanges / 20_000)))?;
     ensure!(answer.outcome == "ok", "{answer:?}{}", stage.sidecar.verdicts());
     let after = [stage.redirected()?, other.verdict("sk_msg", "redirect", "fast")?];

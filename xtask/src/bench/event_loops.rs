@@ -42,7 +42,7 @@ const CASES: [Case; 6] = [
     case!("4096", "1", "4096", Event4096x1P50, Event4096x1Cpu, Event4096x1CpuAll, Event4096x1Past),
     case!("65536", "1", "65536", Event65536x1P50, Event65536x1Cpu, Event65536x1CpuAll, Event65536x1Past),
     case!("1024", "64", "1024", Event1024x64P50, Event1024x64Cpu, Event1024x64CpuAll, Event1024x64Past),
-    // A connection that has become worth it stays enrolled, whatever it sends later.
+    // A connection that has become worth it is let go when its messages are small, within half a second; those of 4 KiB stay.
     case!("64", "1", "65536", Turned64P50, Turned64Cpu, Turned64CpuAll, Turned64Past),
     case!("4096", "1", "65536", Turned4096P50, Turned4096Cpu, Turned4096CpuAll, Turned4096Past),
 ];

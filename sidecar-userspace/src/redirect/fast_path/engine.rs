@@ -1,6 +1,9 @@
 //! The programs of the fast path, loaded, and the passes that bring connections onto it.
 
-use std::io::{self, Read as _};
+use std::{
+    collections::HashSet,
+    io::{self, Read as _},
+};
 
 use aya::{
     Ebpf,
@@ -8,15 +11,18 @@ use aya::{
     programs::{Iter, Program, ProgramError, SkMsg},
 };
 use sidecar_common::{
-    fastpath::{Candidate, Fields, Switch, step},
+    fastpath::{Candidate, Fields, Switch, mixed::place, step},
     flow::FlowKey,
 };
 
 use super::kernel_types::{self, KernelTypes};
-use crate::redirect::{
-    capture::map_error,
-    error::{Error as RedirectError, refusal},
-    maps::Maps as AllMaps,
+use crate::{
+    lifecycle::mixed::Mixes,
+    redirect::{
+        capture::{map_error, mapping},
+        error::{Error as RedirectError, refusal},
+        maps::Maps as AllMaps,
+    },
 };
 
 /// The program that judges messages.
@@ -66,6 +72,7 @@ pub(in crate::redirect) struct Maps {
     candidates: HashMap<MapData, FlowKey, Candidate>,
     senders: SockHash<MapData, FlowKey>,
     receivers: SockHash<MapData, FlowKey>,
+    mixes: Mixes,
 }
 
 impl Maps {
@@ -80,6 +87,7 @@ impl Maps {
             candidates: open(all, "CANDIDATES")?,
             senders: open(all, "SENDERS")?,
             receivers: open(all, "RECEIVERS")?,
+            mixes: Mixes::map(all.lend("MIXED")?).map_err(mapping("MIXED"))?,
         })
     }
 
@@ -137,6 +145,7 @@ impl Engine {
 
     /// One pass: enrols what is worth it, lets go of what may not stay. Says how many connections it found.
     pub(super) fn pass(&mut self) -> Result<usize, Error> {
+        self.forget_mixing();
         self.walk(step::FIND)?;
         let found = self.maps.candidates.keys().filter_map(Result::ok).collect::<Vec<_>>();
         let enrolled =
@@ -147,6 +156,20 @@ impl Engine {
             let _ = self.maps.candidates.remove(key);
         }
         enrolled.map(|()| found.len())
+    }
+
+    /// Has those be counted for again whose connections are gone. Only a pass enrols, so that no other comes meanwhile; the kernel lists
+    /// every one that stays, however many leave.
+    fn forget_mixing(&self) {
+        let Maps { receivers, mixes, .. } = &self.maps;
+        if !mixes.any_uncounted() {
+            return;
+        }
+        let place = |key: FlowKey| place(key.local.port.host(), key.remote.port.host());
+        // What cannot be listed stays as it is, which costs its readers a receive more.
+        if let Ok(enrolled) = receivers.keys().map(|key| key.map(place)).collect::<Result<HashSet<_>, _>>() {
+            mixes.forget(&enrolled);
+        }
     }
 
     /// Does `probe` while what the proxy sends is judged as well, on connections that are enrolled meanwhile: a socket takes its
