@@ -105,6 +105,21 @@ impl Pins {
         fs::rename(&fresh, &self.directory).map_err(store::error("rename", &fresh))
     }
 
+    /// Removes what a process left that died while it made another store beside the one that is there: its programs would run beside
+    /// those of the one that is used, which sends connections to the loopback address of a sidecar, and refuse them for that.
+    ///
+    /// # Errors
+    /// Another process is at work there.
+    pub(super) fn remove_unsettled(&self) -> Result<(), Error> {
+        let fresh = self.fresh_place();
+        match patiently(|| Store::there(&fresh)) {
+            Ok(Some(_locked)) => store::remove(&fresh),
+            // No earlier process of ours left that.
+            Ok(None) | Err(Error::Foreign(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Removes what an earlier process left, for a new store that is to take its place.
     ///
     /// # Errors
