@@ -89,12 +89,19 @@ impl Supervisor {
                 under_way.path.display()
             ));
         }
+        self.require_place()?;
         self.keeping.store().map_err(|why| {
             format!("no other binary could go on with the maps and links of this one: {why}; end this one and start the new one")
         })?;
         let binary = open(path).map_err(|error| format!("it cannot be opened: {error}; name another with --binary"))?;
         let asking = Asking::begin(command(&binary))?;
         Ok((binary, Stage::Asked(asking)))
+    }
+
+    /// The next binary would look for the pod from where it is, and find another.
+    fn require_place(&self) -> Result<(), String> {
+        let moved = |error| format!("{error}, or move it back (cgroup.procs) and try again");
+        self.keeping.capture.check_place().map_err(moved)
     }
 
     /// Returns whether it is over.
@@ -129,6 +136,7 @@ impl Supervisor {
                     }
                 }
                 under_way.made("its worker serves beside the one before");
+                self.require_place()?;
                 // Returns only if the kernel refuses.
                 Err(self.go_on_as(under_way))
             }
