@@ -20,6 +20,7 @@ use super::{
     programs::{LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS},
     query,
 };
+use crate::pod;
 
 impl Capture {
     /// Checks that the sidecar is where it was, that the kernel runs every program where it should, and that a real
@@ -28,6 +29,11 @@ impl Capture {
         self.check_place()?;
         self.check_effective()?;
         self.check_probe()
+    }
+
+    /// Where it was at the start, for the next binary.
+    pub fn known_pod(&self) -> pod::Known {
+        self.pod.known()
     }
 
     /// Checks that the sidecar is where it was.

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     control::{self, Report},
     lifecycle::board::Figure,
+    pod::Pod,
     supervisor::{
         start::Lent,
         turns::Supervisor,
@@ -98,10 +99,11 @@ impl Supervisor {
         Ok((binary, Stage::Asked(asking)))
     }
 
-    /// The next binary would look for the pod from where it is, and find another.
+    /// The next binary goes on in the pod as this one has found it, and it could not from another place.
     fn require_place(&self) -> Result<(), String> {
         let moved = |error| format!("{error}, or move it back (cgroup.procs) and try again");
-        self.keeping.capture.check_place().map_err(moved)
+        self.keeping.capture.check_place().map_err(moved)?;
+        Pod::again(&self.keeping.capture.known_pod()).map(drop).map_err(|error| error.to_string())
     }
 
     /// Returns whether it is over.
