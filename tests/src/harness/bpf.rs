@@ -16,7 +16,7 @@ use nix::{libc, unistd::Pid};
 
 use super::Pod;
 pub use agent::take_sockets_of;
-pub use lookup::{MOST_LOOKUPS, attach_foreign_lookups};
+pub use lookup::{ForeignLookups, MOST_LOOKUPS, attach_foreign_lookups};
 pub use tags::{Tags, tags};
 
 // Commands, types and flags of linux/bpf.h.
