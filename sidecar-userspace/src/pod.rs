@@ -2,6 +2,7 @@
 
 mod applications;
 mod error;
+mod known;
 mod layout;
 mod names;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use nix::sched::{CloneFlags, setns};
 pub use applications::Applications;
 pub use error::Error;
 use error::io_error;
+pub use known::Known;
 use layout::Located;
 use view::{System, View};
 
@@ -34,6 +36,8 @@ use crate::{config, net};
 pub struct Pod {
     cgroup: Directory,
     own: Directory,
+    /// See [`Place`].
+    container: Option<PathBuf>,
     /// Where the kernel says that this process is.
     membership: String,
     applications: Applications,
@@ -110,12 +114,17 @@ impl Pod {
             Some(own) => own.clone(),
             None => move_below(&place.cgroup)?,
         };
+        Self::at(place, own, membership()?)
+    }
+
+    fn at(place: Place, own: PathBuf, membership: String) -> Result<Self, Error> {
         let own_netns = Path::new("/proc/self/ns/net");
         let applications = place.applications(&own, &System.mounts()?);
         Ok(Self {
             cgroup: Directory::open(place.cgroup)?,
             own: Directory::open(own)?,
-            membership: membership()?,
+            container: place.container,
+            membership,
             applications,
             netns: File::open(own_netns).map_err(io_error("open", own_netns))?,
             netns_cookie: net::netns_cookie().map_err(Error::NetnsCookie)?,

@@ -1,7 +1,7 @@
 //! `on_failure: closed`: without a sidecar the pod's connections fail, also after a sidecar that was killed. What keeps
 //! them from going direct is pinned in the BPF file system, and goes when a sidecar ends in order.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{fs, os::fd::AsFd, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -187,4 +187,39 @@ fn a_bpf_file_system_that_cannot_be_written_is_named() -> Result<()> {
         ensure!(bpf::attached_programs(&world.client)? == 0, "something is attached after a failed start");
     }
     Ok(())
+}
+
+/// Everything but the last program, which the kernel refuses: it takes so many at a network namespace.
+fn fails_at_the_last_program(pod: &Arc<Pod>, foreign: usize) -> Result<()> {
+    let _foreign = bpf::attach_foreign_lookups(pod.netns().as_fd(), foreign)?;
+    let mut sidecar = Sidecar::spawn(pod, CLOSED)?;
+    let status = sidecar.process.wait(PATIENCE)?;
+    let message = sidecar.process.err.text();
+    ensure!(status.code() == Some(1) && message.contains("`on_lookup` cannot be attached"), "{status}: {message}");
+    Ok(())
+}
+
+#[test]
+fn a_start_that_fails_leaves_the_application_as_it_was() -> Result<()> {
+    let world = World::new()?;
+    let mut server = Puppet::serving(&world.server, ANY)?;
+    let mut app = Puppet::start(&world.client)?;
+    fails_at_the_last_program(&world.client, bpf::MOST_LOOKUPS)?;
+    let left = pins(&world.client)?;
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    ensure!(bpf::attached_programs(&world.client)? == 0, "programs are still attached");
+    let local = app.visit(TO_V4)?;
+    ensure!(server.accepted()?.last().map(std::net::SocketAddr::port) == Some(local.port()), "not direct");
+
+    // What a killed one left refuses on, and is all that is there.
+    let attached = killed(&world.client)?;
+    let before = pins(&world.client)?;
+    fails_at_the_last_program(&world.client, bpf::MOST_LOOKUPS - 1)?;
+    ensure!(is_refused_at_once(&app.try_open(TO_V4)?.1), "the failed start has opened the pod");
+    let left = pins(&world.client)?;
+    ensure!(left == before, "{left:?}, before {before:?}");
+    let mut next = Sidecar::start(&world.client, CLOSED)?;
+    app.visit(TO_V4)?;
+    ensure!(bpf::attached_programs(&world.client)? == attached, "more than the programs of one sidecar");
+    next.kill()
 }

@@ -1,6 +1,8 @@
 //! `sidecar init` and the sidecars after it, which need no privilege: what it attached stays, a crash at any step is repaired, and
 //! nothing leaves before it may.
 
+#[path = "init/beside.rs"]
+mod beside;
 #[path = "init/layout.rs"]
 mod layout;
 #[path = "init/refused.rs"]

@@ -86,6 +86,12 @@ pub enum Error {
         /// And now.
         now: String,
     },
+    /// What the binary before was in is not there any more.
+    #[error("{path} is another one than at the start of the sidecar: end it and start it again")]
+    Replaced {
+        /// The cgroup, or the network namespace.
+        path: PathBuf,
+    },
     /// The configured directory is not a cgroup below the mount.
     #[error("pod.cgroup: {path} is not a directory below a cgroup v2 mount ({})", listed(.mounts))]
     NotACgroup {

@@ -134,7 +134,8 @@ impl Prepared {
     /// socket lacks them; before the listeners too, for the programs of `sidecar init` capture from the moment that these are there.
     ///
     /// # Errors
-    /// The kernel's answer for the program that it refused. What an earlier process pinned stays in force.
+    /// The kernel's answer for the program that it refused. What an earlier process pinned stays in force; where there was nothing,
+    /// nothing stays.
     pub fn attach(mut self, pod: Pod, outbound: &impl AsRawFd, inbound: &impl AsRawFd) -> Result<Attached, Error> {
         require_alone(&pod, self.store.as_ref())?;
         let counters = Counters::map(self.shared.counters(), self.shared.cpus()).map_err(mapping("COUNTERS"))?;
@@ -240,6 +241,11 @@ impl Capture {
             Some(store) => Pins::of(&self.pod).discard(store),
             None => Ok(()),
         }
+    }
+
+    /// Has it outlive this process, if it is pinned: from here on nothing of the start can fail.
+    pub fn keep(&self) {
+        self.store.iter().for_each(Store::keep);
     }
 
     /// What a successor needs to go on with these maps and links.

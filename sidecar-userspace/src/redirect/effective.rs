@@ -20,14 +20,25 @@ use super::{
     programs::{LOOKUP_PROGRAM, POD_PROGRAMS, PROXY_PROGRAMS},
     query,
 };
+use crate::pod;
 
 impl Capture {
     /// Checks that the sidecar is where it was, that the kernel runs every program where it should, and that a real
     /// connection passes them.
     pub fn check(&self) -> Result<(), Error> {
-        self.pod.verify()?;
+        self.check_place()?;
         self.check_effective()?;
         self.check_probe()
+    }
+
+    /// Where it was at the start, for the next binary.
+    pub fn known_pod(&self) -> pod::Known {
+        self.pod.known()
+    }
+
+    /// Checks that the sidecar is where it was.
+    pub fn check_place(&self) -> Result<(), Error> {
+        Ok(self.pod.verify()?)
     }
 
     fn check_effective(&self) -> Result<(), Error> {

@@ -51,13 +51,13 @@ pub struct Pinned {
 /// sidecar serves.
 ///
 /// # Errors
-/// Capabilities or bpffs are missing, a sidecar runs already, the kernel refuses; after a `stop_after`, that it stopped.
+/// Capabilities or bpffs are missing, a sidecar runs already, the kernel refuses: then all is as it was. After a `stop_after`, that it
+/// stopped, and what it had made stays.
 pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinned, Error> {
     let missing = missing_capabilities();
     if !missing.is_empty() {
         return Err(Error::Capabilities(missing));
     }
-    let done = |step| if stop_after == Some(step) { Err(Error::Stopped { step }) } else { Ok(()) };
     Pins::require_bpffs()?;
     let pins = Pins::of(pod);
     // Held to the end: nobody else may work at it, and no sidecar begin.
@@ -70,6 +70,13 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
     let kept = programs.ebpf.is_none();
     programs.marker.by_init = true;
     let Some(store) = programs.store.take() else { return Err(Error::NoBpffs) };
+    let done = |step| match stop_after == Some(step) {
+        true => {
+            store.keep();
+            Err(Error::Stopped { step })
+        }
+        false => Ok(()),
+    };
     done(Step::Load)?;
 
     require_alone(pod, Some(&store))?;
@@ -92,6 +99,7 @@ pub fn init(pod: &Pod, config: &Config, stop_after: Option<Step>) -> Result<Pinn
         done(Step::Clear)?;
     }
     pins.settle(&store)?;
+    store.keep();
     Ok(Pinned { directory: store.shown(), kept })
 }
 

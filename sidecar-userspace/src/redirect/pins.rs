@@ -81,11 +81,12 @@ impl Pins {
         Ok(())
     }
 
-    /// An empty store beside the one that is there, which goes on working until the new one takes its place.
+    /// An empty store beside the one that is there, which goes on working until the new one takes its place. It goes when it is
+    /// dropped, until somebody keeps it.
     pub(super) fn fresh(&self) -> Result<Store, Error> {
         let fresh = patiently(|| Store::at(&self.fresh_place()))?;
         fresh.clear()?;
-        Ok(fresh)
+        Ok(fresh.unfinished())
     }
 
     /// Puts a complete store into the place of what an earlier process left: there is no moment without. One that is mounted
@@ -105,14 +106,34 @@ impl Pins {
         fs::rename(&fresh, &self.directory).map_err(store::error("rename", &fresh))
     }
 
-    /// Removes what an earlier process left, for a new store that is to take its place.
+    /// Removes what a process left that died while it made another store beside the one that is there: its programs would run beside
+    /// those of the one that is used, which sends connections to the loopback address of a sidecar, and refuse them for that.
+    ///
+    /// # Errors
+    /// Another process is at work there.
+    pub(super) fn remove_unsettled(&self) -> Result<(), Error> {
+        let fresh = self.fresh_place();
+        match patiently(|| Store::there(&fresh)) {
+            Ok(Some(_locked)) => store::remove(&fresh),
+            // No earlier process of ours left that.
+            Ok(None) | Err(Error::Foreign(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes what an earlier process left, for a new store that is to take its place: from then on that one decides instead, and is
+    /// kept whatever becomes of this process.
     ///
     /// # Errors
     /// The new store is not where it was made: it may be what would be removed.
     pub(super) fn clear_place(&self, new: &Store) -> Result<(), Error> {
         let path = new.shown();
         if path != self.fresh_place() {
+            new.keep();
             return Err(Error::Lost { path });
+        }
+        if self.directory.exists() {
+            new.keep();
         }
         store::remove(&self.directory)
     }

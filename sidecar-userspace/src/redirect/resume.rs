@@ -50,6 +50,7 @@ impl Programs {
     pub fn for_run(pod: &Pod, config: &Config) -> Result<Self, Error> {
         match beginning(pod, config)? {
             Beginning::Adopt(store, marker) => {
+                Pins::of(pod).remove_unsettled()?;
                 tracing::info!(directory = %store.shown().display(), made_by = marker.owner, "using the programs that are there");
                 Self::adopt(store, marker, config)
             }
@@ -86,7 +87,10 @@ impl Programs {
     /// working until the new programs run.
     pub(super) fn again(store: Store, pod: &Pod, config: &Config) -> Result<(Self, Option<Store>), Error> {
         match fits(&store, pod, config) {
-            Ok(marker) if is_ours(&marker, config) => Ok((Self::adopt(store, marker, config)?, None)),
+            Ok(marker) if is_ours(&marker, config) => {
+                Pins::of(pod).remove_unsettled()?;
+                Ok((Self::adopt(store, marker, config)?, None))
+            }
             Err(error) => {
                 tracing::info!(%error, "replacing the programs that are there");
                 Ok((Self::load_all(config, Some(Pins::of(pod).fresh()?))?, Some(store)))

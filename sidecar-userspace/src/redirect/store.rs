@@ -16,8 +16,10 @@
 mod marker;
 mod mount;
 mod owner;
+mod unfinished;
 
 use std::{
+    cell::Cell,
     fs::{self, DirBuilder},
     io,
     os::{
@@ -43,6 +45,8 @@ const PROGRAMS: &str = "programs";
 #[derive(Debug)]
 pub struct Store {
     directory: OwnedFd,
+    /// It goes when it is dropped.
+    unfinished: Cell<bool>,
 }
 
 impl Store {
@@ -67,7 +71,7 @@ impl Store {
             return Err(Error::NoBpffs);
         }
         let same = opened.metadata().map(|opened| opened.ino());
-        let store = Self { directory: opened.into() };
+        let store = Self::from_descriptor(opened.into());
         store.lock(directory)?;
         // Whoever had the lock may have removed it, and what is locked is nowhere any more.
         match fs::metadata(directory).map(|there| there.ino()) {
@@ -84,12 +88,12 @@ impl Store {
     pub fn detached() -> Result<(Self, OwnedFd), Error> {
         let mounted = mount::bpffs().map_err(Error::Detached)?;
         let other = mounted.try_clone().map_err(Error::Detached)?;
-        Ok((Self { directory: mounted }, other))
+        Ok((Self::from_descriptor(mounted), other))
     }
 
     /// The store that another process left or handed over: a descriptor of its directory.
     pub fn from_descriptor(directory: OwnedFd) -> Self {
-        Self { directory }
+        Self { directory, unfinished: Cell::new(false) }
     }
 
     /// The descriptor of its directory, for a successor. It carries the lock as well.

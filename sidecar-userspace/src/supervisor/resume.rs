@@ -45,12 +45,11 @@ pub(super) struct Resumed {
 /// `refused`: a program whose attachment is to fail.
 pub(super) fn resume(state: &State, refused: Option<String>) -> Result<Resumed, Error> {
     let configurations = Configurations::inherited(&state.configurations).map_err(missing)?;
-    let mut config = configurations.load_first()?.config;
-    // The process is there already, whatever has become of the name.
-    config.pod.netns = None;
+    let config = configurations.load_first()?.config;
     let log = log(&config, state)?;
     let signals = Signals::block()?;
-    let pod = Pod::enter(&config.pod)?;
+    // Not looked for anew: somebody may have moved this process, and another pod would be found.
+    let pod = Pod::again(&state.pod)?;
     let follows = config.lifecycle.exit_with_application;
     let application = Application::new(pod.applications().clone(), follows, state.applications_were_there);
     let admin_socket = socket::path(&config.telemetry, pod.netns_inode());

@@ -89,6 +89,7 @@ pub(super) fn start(loaded: Loaded) -> Result<Supervisor, Error> {
     drop(loaded);
     give_back_memory();
     let fast_path = keeping.accelerate(acceleration, &board)?;
+    keeping.capture.keep();
     let supervisor = Supervisor {
         signals,
         keeping,

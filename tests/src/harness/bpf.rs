@@ -1,6 +1,7 @@
 //! The few bpf(2) commands that show what is attached and what is in a map, and attach a program of somebody else's.
 
 mod agent;
+mod lookup;
 mod tags;
 
 use std::{
@@ -15,6 +16,7 @@ use nix::{libc, unistd::Pid};
 
 use super::Pod;
 pub use agent::take_sockets_of;
+pub use lookup::{ForeignLookups, MOST_LOOKUPS, attach_foreign_lookups};
 pub use tags::{Tags, tags};
 
 // Commands, types and flags of linux/bpf.h.

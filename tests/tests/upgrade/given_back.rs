@@ -112,6 +112,27 @@ fn a_binary_that_crashes_when_all_is_done_gives_back_the_links_that_it_has() -> 
 }
 
 #[test]
+fn a_binary_that_is_moved_before_it_takes_over_gives_back_to_the_pod_that_it_came_from() -> Result<()> {
+    let mut stage = Stage::new("{}")?;
+    let (processes, attached) = (stage.client.pids(), bpf::attached_programs(stage.pod())?);
+    let elsewhere = stage.world.server.app_cgroup().join("cgroup.procs");
+    let ours = Sidecar::program()?.get_program().to_owned();
+    let ours = ours.to_str().context("a path of words")?;
+    let moves = format!("echo $$ > {} && exec {ours} \"$@\"", elsewhere.display());
+    let binary = stage.ours_but("moved", &moves)?;
+    let why = stage.refused(&["--binary", &binary]).with_context(|| stage.client.process.output())?;
+    ensure!(why.contains("goes on in process") && why.contains("moved to another cgroup"), "{why}");
+    ensure!(bpf::attached_programs(&stage.world.server)? == 0, "it has attached to another pod");
+    stage.client.process.move_to(stage.pod().sidecar_cgroup())?;
+    // Ready it is again at its next look, in ten seconds.
+    ensure!(eventually(PATIENCE, || stage.client.pids() == processes), "{:?}", stage.client.pids());
+    let local = stage.app.visit(TO_V4)?;
+    ensure!(stage.server.accepted()?.last().is_some_and(|seen| seen.port() != local.port()), "it goes direct");
+    ensure!(bpf::attached_programs(stage.pod())? == attached, "other programs than before are attached");
+    Ok(())
+}
+
+#[test]
 fn a_signal_without_a_name_while_a_binary_takes_over_is_its_own_business() -> Result<()> {
     let stage = Stage::new(LONG)?;
     let ours = Sidecar::program()?.get_program().to_owned();

@@ -13,7 +13,7 @@ use nix::{
     sys::{signal::Signal, stat::Mode},
     unistd::{Pid, mkfifo},
 };
-use sidecar_tests::harness::{BPF_FS, PATIENCE, Sidecar, children, eventually};
+use sidecar_tests::harness::{BPF_FS, PATIENCE, Sidecar, bpf, children, eventually};
 
 use super::{Stage, command, programs, upgrades};
 
@@ -75,6 +75,28 @@ fn an_upgrade_without_what_was_pinned_is_refused_and_the_pod_stays_closed() -> R
         stage.goes_on(&processes).with_context(|| format!("without {lost}"))?;
     }
     Ok(())
+}
+
+/// Where it was moved it would find the pod of another, or take the application's cgroup for its own.
+#[test]
+fn a_sidecar_that_was_moved_is_upgraded_only_where_it_was() -> Result<()> {
+    let mut stage = Stage::new("{}")?;
+    let (processes, before) = (stage.client.pids(), programs(stage.pod())?);
+    let elsewhere = [stage.world.server.app_cgroup(), stage.pod().app_cgroup()].map(Path::to_owned);
+    for cgroup in elsewhere {
+        stage.client.process.move_to(&cgroup)?;
+        let why = stage.refused(&[])?;
+        for part in ["everything is as it was: ", "moved to another cgroup", "move it back"] {
+            ensure!(why.contains(part), "{}: {why}", cgroup.display());
+        }
+        stage.client.process.move_to(stage.pod().sidecar_cgroup())?;
+        // It may have noticed meanwhile.
+        ensure!(eventually(3 * PATIENCE, || stage.client.is_ready()), "{}", stage.client.process.output());
+        stage.goes_on(&processes)?;
+    }
+    ensure!(programs(stage.pod())? == before, "its programs are others");
+    ensure!(bpf::attached_programs(&stage.world.server)? == 0, "it has attached to another pod");
+    stage.upgrade(&[]).map(drop)
 }
 
 /// All but directories: the kernel keeps a store that was removed without a name.

@@ -19,15 +19,17 @@ use nix::{
 use serde::{Deserialize, Serialize};
 
 use super::{outcome::Outcome, standby};
+use crate::pod;
 
 /// Of what is here. To be raised with every change of it.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::supervisor) struct State {
     pub(super) version: u32,
+    pub(in crate::supervisor) pod: pod::Known,
     pub(in crate::supervisor) listeners: Sockets,
     /// Where upgrades are asked for.
     pub(in crate::supervisor) door: Option<RawFd>,

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     control::{self, Report},
     lifecycle::board::Figure,
+    pod::Pod,
     supervisor::{
         start::Lent,
         turns::Supervisor,
@@ -91,12 +92,20 @@ impl Supervisor {
                 under_way.path.display()
             ));
         }
+        self.require_place()?;
         self.keeping.store().map_err(|why| {
             format!("no other binary could go on with the maps and links of this one: {why}; end this one and start the new one")
         })?;
         let binary = open(path).map_err(|error| format!("it cannot be opened: {error}; name another with --binary"))?;
         let asking = Asking::begin(command(&binary))?;
         Ok((binary, Stage::Asked(asking)))
+    }
+
+    /// The next binary goes on in the pod as this one has found it, and it could not from another place.
+    fn require_place(&self) -> Result<(), String> {
+        let moved = |error| format!("{error}, or move it back (cgroup.procs) and try again");
+        self.keeping.capture.check_place().map_err(moved)?;
+        Pod::again(&self.keeping.capture.known_pod()).map(drop).map_err(|error| error.to_string())
     }
 
     /// Returns whether it is over.
@@ -131,6 +140,7 @@ impl Supervisor {
                     }
                 }
                 under_way.made("its worker serves beside the one before");
+                self.require_place()?;
                 // Returns only if the kernel refuses.
                 Err(self.go_on_as(under_way))
             }

@@ -62,6 +62,7 @@ impl Supervisor {
         let store = self.keeping.store().map_err(io::Error::other)?;
         Ok(State {
             version: state::VERSION,
+            pod: self.keeping.capture.known_pod(),
             listeners: self.listeners.sockets(),
             door: self.upgrades.door.as_ref().map(|door| door.listener.as_raw_fd()),
             board: self.board.as_raw_fd(),
