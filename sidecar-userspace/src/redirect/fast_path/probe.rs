@@ -69,9 +69,10 @@ const A_MOMENT: Duration = Duration::from_millis(1);
 /// Plays every trap with these directions. Leaves the engine switched off.
 pub(super) fn probe(engine: &mut Engine, directions: Directions) -> Result<Report, Error> {
     let started = Instant::now();
-    let stage = Stage::enrolled(engine).and_then(|stage| stage.report(directions))?;
+    let outcome = Stage::enrolled(engine).and_then(|stage| stage.report(directions));
+    // Whatever it came to: what is enrolled already would be redirected on.
     engine.turn(false)?;
-    Ok(Report { took: started.elapsed(), ..stage })
+    outcome.map(|report| Report { took: started.elapsed(), ..report })
 }
 
 /// A connection for each trap, and one more.
@@ -170,6 +171,18 @@ pub(super) fn pass_until(engine: &mut Engine, port: u16, done: impl Fn(&[u16]) -
     };
     engine.look_for(None, u64::MAX)?;
     outcome
+}
+
+/// Lets go of what a supervisor before has enrolled, which is to be on the fast path only when the probe is over. Must be switched off.
+pub(super) fn release(engine: &mut Engine) -> Result<(), Error> {
+    for _ in 0..LOOKS {
+        if engine.enrolled().0 == 0 {
+            break;
+        }
+        engine.pass()?;
+        thread::sleep(A_MOMENT);
+    }
+    Ok(())
 }
 
 /// Whether something else is seen than `expected`; what does not end in time is something else.
