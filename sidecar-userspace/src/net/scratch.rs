@@ -53,6 +53,20 @@ impl Scratch {
         Ok(unsafe { buffer[..received].assume_init_ref() }.to_vec())
     }
 
+    /// The same in blocking mode, where the socket itself waits no longer than anything else does.
+    ///
+    /// # Errors
+    /// The kernel's answer; `TimedOut` if nothing comes.
+    pub fn receive_in_time(&self, most: usize) -> io::Result<Vec<u8>> {
+        let began = Instant::now();
+        match self.receive(most, 0) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() >= PATIENCE => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            received => received,
+        }
+    }
+
     /// Waits for bytes and receives at most so many; none at the end.
     ///
     /// # Errors
@@ -254,16 +268,16 @@ impl Scratch {
 pub struct Edges(OwnedFd);
 
 impl Edges {
-    /// Whether one comes within the time.
+    /// Waits for one.
     ///
     /// # Errors
-    /// The kernel's answer.
-    pub fn next(&self) -> io::Result<bool> {
+    /// The kernel's answer; `TimedOut` if none comes.
+    pub fn await_next(&self) -> io::Result<()> {
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         let limit = PATIENCE.as_millis() as i32;
         // SAFETY: there is room for the one event that is asked for.
         let seen = unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, limit) };
-        counted(seen as isize).map(|seen| seen == 1)
+        if counted(seen as isize)? == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 }
 

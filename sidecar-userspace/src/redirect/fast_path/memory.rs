@@ -1,4 +1,4 @@
-//! What the probe found is remembered for as long as the machine runs this kernel with these programs.
+//! What the probe found is remembered for as long as the machine runs this kernel with these programs and this probe.
 
 use std::{
     fs,
@@ -19,7 +19,39 @@ use crate::{
 const DIRECTORY: &str = "/run/sidecar";
 const FILE: &str = "fast-path.json";
 
-/// Boot, kernel and programs that a report is about.
+macro_rules! sources {
+    ($($path:literal,)*) => { &[$(($path, include_bytes!($path)),)*] };
+}
+
+/// What a report hangs on beside the programs: a probe that looks otherwise may find something else.
+const PROBE: &[(&str, &[u8])] = sources! {
+    "../fast_path.rs",
+    "both.rs",
+    "engine.rs",
+    "kernel_types.rs",
+    "memory.rs",
+    "probe.rs",
+    "traps.rs",
+    "../../net/scratch.rs",
+    "../../net/scratch/rendezvous.rs",
+    "../../lifecycle/fast_path/report.rs",
+};
+
+/// The sources as one number (FNV-1a), which is all that the binary has of them.
+const PROBE_HASH: u64 = {
+    let (mut hash, mut file) = (0xcbf2_9ce4_8422_2325_u64, 0);
+    while file < PROBE.len() {
+        let (bytes, mut at) = (PROBE[file].1, 0);
+        while at < bytes.len() {
+            hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01b3);
+            at += 1;
+        }
+        file += 1;
+    }
+    hash
+};
+
+/// Boot, kernel, programs and probe that a report is about.
 fn subject() -> io::Result<Json> {
     let read = |path| fs::read_to_string(path).map(|text| text.trim().to_owned());
     let mut hasher = DefaultHasher::new();
@@ -28,6 +60,7 @@ fn subject() -> io::Result<Json> {
         "boot": read("/proc/sys/kernel/random/boot_id")?,
         "kernel": read("/proc/sys/kernel/osrelease")?,
         "programs": format!("{:016x}", hasher.finish()),
+        "probe": format!("{PROBE_HASH:016x}"),
     }))
 }
 
@@ -40,7 +73,7 @@ pub(super) struct Kept {
     pub(super) both: Option<Both>,
 }
 
-/// What this boot, kernel and programs were found to do.
+/// What this boot, kernel and programs were found to do by this probe.
 pub(super) fn recall() -> Kept {
     subject().ok().and_then(|subject| recall_from(Path::new(DIRECTORY), &subject)).unwrap_or_default()
 }
@@ -94,6 +127,18 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn no_source_of_the_probe_is_left_out_of_what_a_report_is_about() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let here = source.join("redirect/fast_path");
+        let counted: Vec<_> = PROBE.iter().map(|(path, _)| here.join(path).canonicalize().unwrap()).collect();
+        for directory in [here, source.join("net/scratch")] {
+            let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path().canonicalize().unwrap());
+            let missing: Vec<_> = files.filter(|path| path.is_file() && !counted.contains(path)).collect();
+            assert!(missing.is_empty(), "{missing:?}");
+        }
+    }
 
     #[test]
     fn a_report_is_recalled_for_its_own_subject_and_from_its_own_file_alone() {

@@ -16,7 +16,7 @@ pub(super) struct Ends {
 }
 
 /// What was seen, in order.
-type Seen = io::Result<Vec<i64>>;
+pub(super) type Seen = io::Result<Vec<i64>>;
 
 /// A way in which applications were found to break.
 pub(super) struct Trap {
@@ -55,19 +55,25 @@ pub(super) const TRAPS: &[Trap] = &[
     Trap { name: "blocking_receive", blocking: true, play: blocking_receive },
 ];
 
-/// How a call ended: bytes, or the negative error.
-fn outcome<T>(result: io::Result<T>, value: impl Fn(T) -> usize) -> i64 {
+/// How a call ended: bytes, or the negative error. What has not ended in time says nothing.
+fn outcome<T>(result: io::Result<T>, value: impl Fn(T) -> usize) -> io::Result<i64> {
     match result {
-        Ok(done) => value(done) as i64,
-        Err(error) => -i64::from(error.raw_os_error().unwrap_or(i32::MAX)),
+        Ok(done) => Ok(value(done) as i64),
+        Err(error) if is_late(&error) => Err(error),
+        Err(error) => Ok(-i64::from(error.raw_os_error().unwrap_or(i32::MAX))),
     }
 }
 
-fn count(result: io::Result<usize>) -> i64 {
+/// Whether we have waited long enough. It may be the fast path that lost something, or a machine that has other things to do.
+pub(super) fn is_late(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut && error.raw_os_error().is_none()
+}
+
+fn count(result: io::Result<usize>) -> io::Result<i64> {
     outcome(result, |bytes| bytes)
 }
 
-fn length(result: io::Result<Vec<u8>>) -> i64 {
+fn length(result: io::Result<Vec<u8>>) -> io::Result<i64> {
     outcome(result, |bytes| bytes.len())
 }
 
@@ -75,20 +81,20 @@ fn length(result: io::Result<Vec<u8>>) -> i64 {
 fn fionread(Ends { app, proxy }: Ends) -> Seen {
     proxy.write(&[1; 1000])?;
     app.await_event(PollFlags::POLLIN)?;
-    Ok(vec![i64::from(app.unread()?), length(app.receive(400, 0)), i64::from(app.unread()?)])
+    Ok(vec![i64::from(app.unread()?), length(app.receive(400, 0))?, i64::from(app.unread()?)])
 }
 
 fn peek(Ends { app, proxy }: Ends) -> Seen {
     proxy.write(b"0123456789")?;
     app.await_event(PollFlags::POLLIN)?;
-    let peeked = length(app.receive(20, libc::MSG_PEEK));
-    Ok(vec![peeked, length(app.receive(20, 0)), length(app.receive(20, libc::MSG_PEEK))])
+    let peeked = length(app.receive(20, libc::MSG_PEEK))?;
+    Ok(vec![peeked, length(app.receive(20, 0))?, length(app.receive(20, libc::MSG_PEEK))?])
 }
 
 fn wait_all(Ends { app, proxy }: Ends) -> Seen {
     proxy.write(b"0123456789")?;
     app.await_event(PollFlags::POLLIN)?;
-    Ok(vec![length(app.receive(20, libc::MSG_WAITALL))])
+    Ok(vec![length(app.receive(20, libc::MSG_WAITALL))?])
 }
 
 fn low_water(Ends { app, proxy }: Ends) -> Seen {
@@ -99,14 +105,14 @@ fn low_water(Ends { app, proxy }: Ends) -> Seen {
     let early = app.wait(PollFlags::POLLIN, SETTLE)?;
     proxy.write(&[1; 100])?;
     let late = app.await_event(PollFlags::POLLIN)?;
-    Ok(vec![i64::from(early.bits()), i64::from(late.bits()), length(app.receive(200, 0))])
+    Ok(vec![i64::from(early.bits()), i64::from(late.bits()), length(app.receive(200, 0))?])
 }
 
 /// Go's `io.Copy` and HAProxy.
 fn splice(Ends { app, proxy }: Ends) -> Seen {
     proxy.write(&[1; 1000])?;
     app.await_event(PollFlags::POLLIN)?;
-    Ok(vec![length(app.splice(1000)), length(app.splice(1000))])
+    Ok(vec![length(app.splice(1000))?, length(app.splice(1000))?])
 }
 
 fn urgent_in(Ends { app, proxy }: Ends) -> Seen {
@@ -115,7 +121,7 @@ fn urgent_in(Ends { app, proxy }: Ends) -> Seen {
     let seen = app.await_event(PollFlags::POLLPRI)?;
     let before = app.await_all(2)?.len() as i64;
     let at_mark = i64::from(app.is_at_mark()?);
-    Ok(vec![i64::from(seen.bits()), before, at_mark, length(app.receive(1, libc::MSG_OOB))])
+    Ok(vec![i64::from(seen.bits()), before, at_mark, length(app.receive(1, libc::MSG_OOB))?])
 }
 
 fn urgent_out(Ends { app, proxy }: Ends) -> Seen {
@@ -123,7 +129,7 @@ fn urgent_out(Ends { app, proxy }: Ends) -> Seen {
     app.send(b"c", libc::MSG_OOB)?;
     let seen = proxy.await_event(PollFlags::POLLPRI)?.contains(PollFlags::POLLPRI);
     let before = proxy.await_all(2)?.len() as i64;
-    Ok(vec![i64::from(seen), before, i64::from(proxy.is_at_mark()?), length(proxy.receive(1, libc::MSG_OOB))])
+    Ok(vec![i64::from(seen), before, i64::from(proxy.is_at_mark()?), length(proxy.receive(1, libc::MSG_OOB))?])
 }
 
 /// Node.js and everything on epoll's edges; both ends, for ours waits in the same way.
@@ -133,10 +139,8 @@ fn edges(Ends { app, proxy }: Ends) -> Seen {
         let edges = to.watch()?;
         for _ in 0..50 {
             from.write(b"x")?;
-            if !edges.next()? {
-                break;
-            }
-            *told += length(to.receive(2, 0));
+            edges.await_next()?;
+            *told += length(to.receive(2, 0))?;
         }
     }
     Ok(told.to_vec())
@@ -144,13 +148,13 @@ fn edges(Ends { app, proxy }: Ends) -> Seen {
 
 fn zero_copy(Ends { app, proxy }: Ends) -> Seen {
     app.allow_zero_copy()?;
-    let sent = count(app.send(&[1; 4096], libc::MSG_ZEROCOPY));
+    let sent = count(app.send(&[1; 4096], libc::MSG_ZEROCOPY))?;
     let received = proxy.await_all(4096)?.len() as i64;
     Ok(vec![sent, received, i64::from(app.is_completed()?)])
 }
 
 fn send_file(Ends { app, proxy }: Ends) -> Seen {
-    let sent = count(app.send_file(&[7; 5000]));
+    let sent = count(app.send_file(&[7; 5000]))?;
     let received = proxy.await_all(5000)?;
     Ok(vec![sent, received.iter().map(|byte| i64::from(*byte)).sum()])
 }
@@ -161,25 +165,25 @@ fn half_close(Ends { app, proxy }: Ends) -> Seen {
     let request = proxy.await_all(1001)?.len() as i64;
     proxy.write(b"answer")?;
     proxy.finish()?;
-    Ok(vec![request, app.await_all(7)?.len() as i64, length(app.receive(1, 0))])
+    Ok(vec![request, app.await_all(7)?.len() as i64, length(app.receive(1, 0))?])
 }
 
 fn write_after_end(Ends { app, proxy: _proxy }: Ends) -> Seen {
     app.finish()?;
-    Ok(vec![count(app.write(b"x"))])
+    Ok(vec![count(app.write(b"x"))?])
 }
 
 fn end_after_last_byte(Ends { app, proxy }: Ends) -> Seen {
     app.write(&[3; 1000])?;
     drop(app);
-    Ok(vec![proxy.await_all(1000)?.len() as i64, length(proxy.await_bytes(1)), length(proxy.await_bytes(1))])
+    Ok(vec![proxy.await_all(1000)?.len() as i64, length(proxy.await_bytes(1))?, length(proxy.await_bytes(1))?])
 }
 
 fn reset(Ends { app, proxy }: Ends) -> Seen {
     app.write(b"unread")?;
     proxy.reset()?;
     app.await_event(PollFlags::POLLIN)?;
-    Ok(vec![length(app.receive(1, 0)), length(app.receive(1, 0)), count(app.write(b"x"))])
+    Ok(vec![length(app.receive(1, 0))?, length(app.receive(1, 0))?, count(app.write(b"x"))?])
 }
 
 /// What goes by TCP (`sendfile` does) and what goes past it.
@@ -237,21 +241,21 @@ fn blocking_half_close(Ends { app, proxy }: Ends) -> Seen {
     let request = proxy.await_all(1001)?.len() as i64;
     let by_tcp = proxy.received_by_tcp()? as i64;
     proxy.write(b"answer")?;
-    Ok(vec![request, by_tcp, length(app.receive(6, 0))])
+    Ok(vec![request, by_tcp, length(app.receive_in_time(6))?])
 }
 
 fn blocking_receive(Ends { app, proxy }: Ends) -> Seen {
     /// Time for the other thread to be in its receive; if it is not, the trap shows less.
     const SETTLE: Duration = Duration::from_millis(2);
     std::thread::scope(|scope| {
-        let receiver = scope.spawn(|| length(app.receive(6, 0)));
+        let receiver = scope.spawn(|| length(app.receive_in_time(6)));
         std::thread::sleep(SETTLE);
         // Every acknowledgement may wake the receiver, who must not notice.
-        let taken = count(app.write(&[1; 100_000]));
+        let taken = count(app.write(&[1; 100_000]))?;
         let arrived = proxy.await_all(100_000)?.len() as i64;
         let by_tcp = proxy.received_by_tcp()? as i64;
         proxy.write(b"answer")?;
-        let received = receiver.join().map_err(|_| io::Error::other("the receiving thread has panicked"))?;
+        let received = receiver.join().map_err(|_| io::Error::other("the receiving thread has panicked"))??;
         Ok(vec![taken, arrived, by_tcp, received])
     })
 }
