@@ -1,5 +1,6 @@
 //! Sockets that nobody else has, on which the fast path tries what a kernel does to sockets of applications.
 
+mod completions;
 mod rendezvous;
 
 use std::{
@@ -150,20 +151,7 @@ impl Scratch {
     pub fn received_by_tcp(&self) -> io::Result<u64> {
         /// `tcpi_bytes_received` in `struct tcp_info` (linux/tcp.h), since 4.1.
         const AT: usize = 128;
-        let mut info = [0_u8; AT + 8];
-        let mut length = info.len() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `length` bytes.
-        let result = unsafe {
-            libc::getsockopt(
-                self.0.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                info.as_mut_ptr().cast(),
-                &raw mut length,
-            )
-        };
-        counted(result as isize)?;
-        Ok(u64::from_ne_bytes(info[AT..].try_into().expect("eight bytes")))
+        tcp_info(&self.0, AT).map(u64::from_ne_bytes)
     }
 
     /// `SO_RCVLOWAT`.
@@ -180,14 +168,6 @@ impl Scratch {
     /// The kernel's answer.
     pub fn allow_zero_copy(&self) -> io::Result<()> {
         set(self.0.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1_i32)
-    }
-
-    /// Whether the error queue has something within the time: the completion of a send without copy.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn is_completed(&self) -> io::Result<bool> {
-        Ok(self.wait(PollFlags::POLLERR, PATIENCE)?.contains(PollFlags::POLLERR))
     }
 
     /// Whether the next byte is the urgent one.
@@ -279,6 +259,20 @@ impl Edges {
         let seen = unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, limit) };
         if counted(seen as isize)? == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
+}
+
+/// Some bytes of `TCP_INFO`.
+fn tcp_info<const BYTES: usize>(socket: &Socket, at: usize) -> io::Result<[u8; BYTES]> {
+    /// The part of it that anything here asks for.
+    const MOST: usize = 136;
+    let mut info = [0_u8; MOST];
+    let mut length = info.len() as libc::socklen_t;
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: the kernel writes at most `length` bytes.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, info.as_mut_ptr().cast(), &raw mut length) };
+    counted(result as isize)?;
+    Ok(info[at..at + BYTES].try_into().expect("as many"))
 }
 
 fn counted(result: isize) -> io::Result<usize> {

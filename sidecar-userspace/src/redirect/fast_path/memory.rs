@@ -33,6 +33,7 @@ const PROBE: &[(&str, &[u8])] = sources! {
     "probe.rs",
     "traps.rs",
     "../../net/scratch.rs",
+    "../../net/scratch/completions.rs",
     "../../net/scratch/rendezvous.rs",
     "../../lifecycle/fast_path/report.rs",
 };
