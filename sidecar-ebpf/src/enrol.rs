@@ -69,8 +69,9 @@ fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
 #[inline(always)]
 fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let blocks = !socket.is_nonblocking()?;
+    let zero_copy = socket.is_zero_copy()?;
     if ctx.is_enrolled() {
-        if (blocks || switch.on == 0) && may_change(ctx, socket)? {
+        if (blocks || zero_copy || switch.on == 0) && may_change(ctx, socket)? {
             // Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing.
             ctx.release((&raw const SENDERS).cast(), key);
             count(ctx, Counter::EnrolUndone);
@@ -82,6 +83,10 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     }
     if blocks {
         count(ctx, Counter::EnrolBlocking);
+        return None;
+    }
+    if zero_copy {
+        count(ctx, Counter::EnrolZeroCopy);
         return None;
     }
     // The probe's have not carried anything yet.
@@ -134,7 +139,7 @@ fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: Fl
 fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     // SAFETY: one aligned word, written by the step before.
     let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
-    if receiver == 0 || !socket.is_nonblocking()? || ctx.is_enrolled() || !may_change(ctx, socket)? {
+    if receiver == 0 || !socket.is_nonblocking()? || socket.is_zero_copy()? || ctx.is_enrolled() || !may_change(ctx, socket)? {
         return None;
     }
     let leg = Leg { key: key.reversed(), receiver };

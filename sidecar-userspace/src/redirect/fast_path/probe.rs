@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::{
     engine::{Engine, Error},
-    traps::{Ends, Seen, TRAPS, Trap, is_late},
+    traps::{End, Ends, Seen, TRAPS, Trap, is_late},
 };
 use crate::{
     lifecycle::{
@@ -85,8 +85,11 @@ struct Stage {
     enrolled: Vec<u16>,
 }
 
-fn connect(meeting: &Rendezvous, blocking: bool) -> io::Result<Ends> {
-    let (app, proxy) = meeting.connect(blocking)?;
+fn connect(meeting: &Rendezvous, end: End) -> io::Result<Ends> {
+    let (app, proxy) = meeting.connect(end == End::Blocking)?;
+    if end == End::ZeroCopy {
+        app.allow_zero_copy()?;
+    }
     Ok(Ends { app, proxy })
 }
 
@@ -98,10 +101,10 @@ impl Stage {
     /// What is to be on the fast path is, as far as the kernel lets it.
     fn enrolled(engine: &mut Engine) -> Result<Self, Error> {
         let meeting = Rendezvous::open().map_err(failed("listen on loopback"))?;
-        let ends = TRAPS.iter().map(|trap| connect(&meeting, trap.blocking)).collect::<io::Result<Vec<_>>>();
-        let both = ends.and_then(|ends| Ok((ends, connect(&meeting, false)?)));
+        let ends = TRAPS.iter().map(|trap| connect(&meeting, trap.end)).collect::<io::Result<Vec<_>>>();
+        let both = ends.and_then(|ends| Ok((ends, connect(&meeting, End::Willing)?)));
         let (ends, witness) = both.map_err(failed("connect over loopback"))?;
-        let willing = TRAPS.iter().zip(&ends).filter(|(trap, _)| !trap.blocking).map(|(_, ends)| ends);
+        let willing = TRAPS.iter().zip(&ends).filter(|(trap, _)| trap.end == End::Willing).map(|(_, ends)| ends);
         let wanted = willing.chain([&witness]).map(|ends| ends.app.port()).collect::<io::Result<Vec<_>>>();
         let enrolled = enrol(engine, &meeting, &wanted.map_err(failed("connect over loopback"))?)?;
         Ok(Self { meeting, ends, witness, enrolled })
@@ -123,10 +126,11 @@ impl Stage {
         for (trap, ends) in TRAPS.iter().zip(std::mem::take(&mut self.ends)) {
             let enrolled = self.has(&ends)?;
             let late = directions == Directions::Both && began.elapsed() > BUDGET;
-            let shown = if late || !enrolled && !trap.blocking {
+            let willing = trap.end == End::Willing;
+            let shown = if late || !enrolled && willing {
                 Shown::Nothing
-            } else if enrolled && trap.blocking {
-                // An application that waits in a receive has noticed it already.
+            } else if enrolled && !willing {
+                // An application that waits in a receive has noticed it already, or will count completions.
                 Shown::Difference
             } else {
                 self.play(trap, ends)?
@@ -147,7 +151,7 @@ impl Stage {
 
     /// Plays it by TCP too: what is connected now nobody enrols.
     fn play(&self, trap: &Trap, ends: Ends) -> Result<Shown, Error> {
-        let by_tcp = connect(&self.meeting, trap.blocking).map_err(failed("play a trap by TCP"))?;
+        let by_tcp = connect(&self.meeting, trap.end).map_err(failed("play a trap by TCP"))?;
         compare(trap, ends, (trap.play)(by_tcp)).map_err(failed("play a trap by TCP"))
     }
 }

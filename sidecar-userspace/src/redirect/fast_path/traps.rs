@@ -22,14 +22,25 @@ pub(super) type Seen = io::Result<Vec<i64>>;
 pub(super) struct Trap {
     /// Its name in metrics and reports.
     pub(super) name: &'static str,
-    /// Whether the application's end is in blocking mode, so that it must have been left alone.
-    pub(super) blocking: bool,
+    /// What the application's end is like.
+    pub(super) end: End,
     /// Plays it.
     pub(super) play: fn(Ends) -> Seen,
 }
 
+/// What an application's end is like before anything is enrolled.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum End {
+    /// To be enrolled.
+    Willing,
+    /// In blocking mode, so that it must have been left alone.
+    Blocking,
+    /// With `SO_ZEROCOPY`, so that it must have been left alone.
+    ZeroCopy,
+}
+
 const fn trap(name: &'static str, play: fn(Ends) -> Seen) -> Trap {
-    Trap { name, blocking: false, play }
+    Trap { name, end: End::Willing, play }
 }
 
 /// All of them. The sources are in the notes on each: selftests, reports of other projects, and reading the kernel.
@@ -42,7 +53,7 @@ pub(super) const TRAPS: &[Trap] = &[
     trap("urgent_in", urgent_in),
     trap("urgent_out", urgent_out),
     trap("edges", edges),
-    trap("zero_copy", zero_copy),
+    Trap { name: "zero_copy", end: End::ZeroCopy, play: zero_copy },
     trap("send_file", send_file),
     trap("half_close", half_close),
     trap("write_after_end", write_after_end),
@@ -51,8 +62,8 @@ pub(super) const TRAPS: &[Trap] = &[
     trap("order", order),
     trap("back_pressure", back_pressure),
     trap("writable", writable),
-    Trap { name: "blocking_half_close", blocking: true, play: blocking_half_close },
-    Trap { name: "blocking_receive", blocking: true, play: blocking_receive },
+    Trap { name: "blocking_half_close", end: End::Blocking, play: blocking_half_close },
+    Trap { name: "blocking_receive", end: End::Blocking, play: blocking_receive },
 ];
 
 /// How a call ended: bytes, or the negative error. What has not ended in time says nothing.
@@ -146,10 +157,10 @@ fn edges(Ends { app, proxy }: Ends) -> Seen {
     Ok(told.to_vec())
 }
 
-/// In one call and too large for one piece of memory: the completions are counted, and an application counts its calls.
+/// In one call and too large for one piece of memory. An application counts its calls, and an enrolled socket's completions are counted by
+/// the pieces (`tcp_bpf_push`, since 6.5).
 fn zero_copy(Ends { app, proxy }: Ends) -> Seen {
     const BYTES: usize = 192 << 10;
-    app.allow_zero_copy()?;
     let sent = app.send(&[1; BYTES], libc::MSG_ZEROCOPY);
     let received = match &sent {
         Ok(bytes) => proxy.await_all(*bytes)?.len() as i64,

@@ -62,8 +62,8 @@ fn a_trap_that_does_not_end_in_time_has_shown_nothing() {
         (|_| Err(io::ErrorKind::TimedOut.into()), Err(late()), Shown::Nothing),
     ];
     for (at, (play, expected, shown)) in plays.into_iter().enumerate() {
-        let trap = Trap { name: "one of a test", blocking: false, play };
-        assert_eq!(compare(&trap, connect(&meeting, false).unwrap(), expected).unwrap(), shown, "{at}");
+        let trap = Trap { name: "one of a test", end: End::Willing, play };
+        assert_eq!(compare(&trap, connect(&meeting, End::Willing).unwrap(), expected).unwrap(), shown, "{at}");
     }
 }
 
@@ -74,10 +74,7 @@ fn every_trap_has_a_name_of_its_own_and_shows_the_same_twice_by_tcp() {
     assert!(TRAPS.iter().map(|trap| trap.name).eq(lifecycle::fast_path::TRAPS));
     for trap in TRAPS {
         assert!(names.insert(trap.name), "{}", trap.name);
-        let play = || {
-            let (app, proxy) = meeting.connect(trap.blocking).unwrap();
-            (trap.play)(Ends { app, proxy }).unwrap()
-        };
+        let play = || (trap.play)(connect(&meeting, trap.end).unwrap()).unwrap();
         assert_eq!(play(), play(), "{}", trap.name);
     }
 }
