@@ -139,7 +139,12 @@ fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: Fl
 fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     // SAFETY: one aligned word, written by the step before.
     let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
-    if receiver == 0 || !socket.is_nonblocking()? || socket.is_zero_copy()? || ctx.is_enrolled() || !may_change(ctx, socket)? {
+    if receiver == 0
+        || !socket.is_nonblocking()?
+        || socket.is_zero_copy()?
+        || ctx.is_enrolled()
+        || !may_change(ctx, socket)?
+    {
         return None;
     }
     let leg = Leg { key: key.reversed(), receiver };
