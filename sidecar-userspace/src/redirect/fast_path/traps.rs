@@ -157,16 +157,23 @@ fn edges(Ends { app, proxy }: Ends) -> Seen {
     Ok(told.to_vec())
 }
 
-/// In one call and too large for one piece of memory. An application counts its calls, and an enrolled socket's completions are counted by
-/// the pieces (`tcp_bpf_push`, since 6.5).
+/// Too large for one piece of memory. An application counts its calls, and an enrolled socket's completions are counted by the pieces
+/// (`tcp_bpf_push`, since 6.5).
 fn zero_copy(Ends { app, proxy }: Ends) -> Seen {
     const BYTES: usize = 192 << 10;
-    let sent = app.send(&[1; BYTES], libc::MSG_ZEROCOPY);
-    let received = match &sent {
-        Ok(bytes) => proxy.await_all(*bytes)?.len() as i64,
-        Err(_) => 0,
-    };
-    Ok(vec![count(sent)?, received, i64::from(app.await_completions()?)])
+    let (mut sent, mut received, mut calls) = (0, 0, 0);
+    while sent < BYTES {
+        match app.send(&[1; BYTES][sent..], libc::MSG_ZEROCOPY) {
+            Ok(bytes) => (sent, calls) = (sent + bytes, calls + 1),
+            // As much as fits at once hangs on the moment.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                app.await_event(PollFlags::POLLOUT)?;
+            }
+            refused => return Ok(vec![count(refused)?]),
+        }
+        received += proxy.await_all(sent - received)?.len();
+    }
+    Ok(vec![received as i64, i64::from(app.await_completions()?) - calls])
 }
 
 fn send_file(Ends { app, proxy }: Ends) -> Seen {
