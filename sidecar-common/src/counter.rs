@@ -168,7 +168,7 @@ counters! {
     FastUnknown = ("sk_msg", "tcp", "unknown"),
     /// A connection came onto the fast path.
     EnrolDone = ("enrol", "enrolled", "worth"),
-    /// A connection left it: its application went over to blocking mode or to small messages, or the fast path was switched off.
+    /// A connection left it: its application went over to blocking mode, to sends without copy or to small messages, or the fast path was switched off.
     EnrolUndone = ("enrol", "released", "released"),
     /// Not enrolled, once for each look: the application's socket is in blocking mode.
     EnrolBlocking = ("enrol", "tcp", "blocking"),
@@ -184,6 +184,8 @@ counters! {
     EnrolRefused = ("enrol", "tcp", "refused"),
     /// Not enrolled: this kernel's iterator holds a lock that the sockmap would take again.
     EnrolLock = ("enrol", "tcp", "lock"),
+    /// Not enrolled, once for each look: the application's socket may send without copy.
+    EnrolZeroCopy = ("enrol", "tcp", "zero_copy"),
 }
 
 /// Entries of `COUNTERS` for one CPU: all counters, and what fills the last cache line (64 bytes), so that CPUs share none.

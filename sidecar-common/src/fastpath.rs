@@ -248,6 +248,8 @@ fields! {
     user_data = "sock.sk_user_data",
     /// The socket of the file system.
     socket = "sock.sk_socket",
+    /// Options that are on, a bit for each.
+    flags = "sock_common.skc_flags",
     /// Directions that have been shut down.
     shutdown = "sock.sk_shutdown",
     /// The file of the socket.

@@ -69,9 +69,10 @@ fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
 #[inline(always)]
 fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let blocks = !socket.is_nonblocking()?;
+    let zero_copy = socket.is_zero_copy()?;
     let leg = ctx.leg();
     if leg.as_ref().is_some_and(|leg| leg.receiver != 0) {
-        return keep(ctx, socket, leg?, switch.on != 0 && !blocks, key);
+        return keep(ctx, socket, leg?, switch.on != 0 && !blocks && !zero_copy, key);
     }
     let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);
     let all = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
@@ -81,6 +82,10 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     }
     if blocks {
         count(ctx, Counter::EnrolBlocking);
+        return None;
+    }
+    if zero_copy {
+        count(ctx, Counter::EnrolZeroCopy);
         return None;
     }
     // The probe's have not carried anything yet.
@@ -171,7 +176,7 @@ fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()
     // SAFETY: one aligned word, written by the step before.
     let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
     let enrolled = ctx.leg().is_some_and(|leg| leg.receiver != 0);
-    if receiver == 0 || !socket.is_nonblocking()? || enrolled || !may_change(ctx, socket)? {
+    if receiver == 0 || !socket.is_nonblocking()? || socket.is_zero_copy()? || enrolled || !may_change(ctx, socket)? {
         return None;
     }
     let leg = Leg { key: key.reversed(), receiver, carried: Carried::default() };

@@ -25,6 +25,7 @@ mod fault;
 mod keys;
 mod kind;
 mod load;
+mod memory;
 mod mtls;
 mod names;
 mod rules;

@@ -105,6 +105,15 @@ impl KernelSocket {
         read::<u32>(file, self.fields.file_flags).map(|flags| flags & O_NONBLOCK != 0)
     }
 
+    /// Whether `SO_ZEROCOPY` is set: an application counts what is completed, and would count otherwise.
+    #[inline(always)]
+    pub fn is_zero_copy(self) -> Option<bool> {
+        /// `SOCK_ZEROCOPY` in `enum sock_flags` (include/net/sock.h) of 6.1, 6.12, 6.18 and 7.3; where it is another, the probe
+        /// finds its own enrolled.
+        const ZERO_COPY: u64 = 1 << 18;
+        read::<u64>(self.at, self.fields.flags).map(|flags| flags & ZERO_COPY != 0)
+    }
+
     /// Whether a layer such as kTLS or MPTCP sits on top of TCP.
     #[inline(always)]
     pub fn is_layered(self) -> Option<bool> {

@@ -43,6 +43,9 @@ pub fn run(config: &Config) -> ExitCode {
     for denial in config.denials_past_plaintext() {
         report.warn("authorization", denial);
     }
+    if let Some(unbounded) = config.past_socket_buffer() {
+        report.warn("memory limit", unbounded.to_owned());
+    }
     let sizes = &config.capture.maps;
     match Programs::load(&config.capture, config.proxy.max_connections, false, None) {
         Ok(programs) => {

@@ -1,5 +1,6 @@
 //! Sockets that nobody else has, on which the fast path tries what a kernel does to sockets of applications.
 
+mod completions;
 mod rendezvous;
 
 use std::{
@@ -51,6 +52,20 @@ impl Scratch {
         let received = self.0.recv_with_flags(&mut buffer, flags)?;
         // SAFETY: the kernel has written so many bytes.
         Ok(unsafe { buffer[..received].assume_init_ref() }.to_vec())
+    }
+
+    /// The same in blocking mode, where the socket itself waits no longer than anything else does.
+    ///
+    /// # Errors
+    /// The kernel's answer; `TimedOut` if nothing comes.
+    pub fn receive_in_time(&self, most: usize) -> io::Result<Vec<u8>> {
+        let began = Instant::now();
+        match self.receive(most, 0) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && began.elapsed() >= PATIENCE => {
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            received => received,
+        }
     }
 
     /// Waits for bytes and receives at most so many; none at the end.
@@ -136,20 +151,7 @@ impl Scratch {
     pub fn received_by_tcp(&self) -> io::Result<u64> {
         /// `tcpi_bytes_received` in `struct tcp_info` (linux/tcp.h), since 4.1.
         const AT: usize = 128;
-        let mut info = [0_u8; AT + 8];
-        let mut length = info.len() as libc::socklen_t;
-        // SAFETY: the kernel writes at most `length` bytes.
-        let result = unsafe {
-            libc::getsockopt(
-                self.0.as_raw_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_INFO,
-                info.as_mut_ptr().cast(),
-                &raw mut length,
-            )
-        };
-        counted(result as isize)?;
-        Ok(u64::from_ne_bytes(info[AT..].try_into().expect("eight bytes")))
+        tcp_info(&self.0, AT).map(u64::from_ne_bytes)
     }
 
     /// `SO_RCVLOWAT`.
@@ -166,14 +168,6 @@ impl Scratch {
     /// The kernel's answer.
     pub fn allow_zero_copy(&self) -> io::Result<()> {
         set(self.0.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1_i32)
-    }
-
-    /// Whether the error queue has something within the time: the completion of a send without copy.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn is_completed(&self) -> io::Result<bool> {
-        Ok(self.wait(PollFlags::POLLERR, PATIENCE)?.contains(PollFlags::POLLERR))
     }
 
     /// Whether the next byte is the urgent one.
@@ -254,17 +248,31 @@ impl Scratch {
 pub struct Edges(OwnedFd);
 
 impl Edges {
-    /// Whether one comes within the time.
+    /// Waits for one.
     ///
     /// # Errors
-    /// The kernel's answer.
-    pub fn next(&self) -> io::Result<bool> {
+    /// The kernel's answer; `TimedOut` if none comes.
+    pub fn await_next(&self) -> io::Result<()> {
         let mut event = libc::epoll_event { events: 0, u64: 0 };
         let limit = PATIENCE.as_millis() as i32;
         // SAFETY: there is room for the one event that is asked for.
         let seen = unsafe { libc::epoll_wait(self.0.as_raw_fd(), &raw mut event, 1, limit) };
-        counted(seen as isize).map(|seen| seen == 1)
+        if counted(seen as isize)? == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
+}
+
+/// Some bytes of `TCP_INFO`.
+fn tcp_info<const BYTES: usize>(socket: &Socket, at: usize) -> io::Result<[u8; BYTES]> {
+    /// The part of it that anything here asks for.
+    const MOST: usize = 136;
+    let mut info = [0_u8; MOST];
+    let mut length = info.len() as libc::socklen_t;
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: the kernel writes at most `length` bytes.
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, info.as_mut_ptr().cast(), &raw mut length) };
+    counted(result as isize)?;
+    Ok(info[at..at + BYTES].try_into().expect("as many"))
 }
 
 fn counted(result: isize) -> io::Result<usize> {

@@ -176,14 +176,18 @@ impl Prepared {
     }
 
     fn fast_path(&mut self, pod: &Pod) -> Result<Option<fast_path::Parts>, Error> {
+        let Some(ebpf) = self.ebpf.take() else {
+            if self.accelerates {
+                tracing::warn!("no fast path: the programs are those of `sidecar init`, which loads none for it");
+            }
+            return Ok(None);
+        };
+        let mut maps = fast_path::Maps::take(&mut self.maps)?;
+        // Whatever becomes of the fast path from here on, and where there is to be none.
+        maps.turn_off()?;
         if !self.accelerates {
             return Ok(None);
         }
-        let Some(ebpf) = self.ebpf.take() else {
-            tracing::warn!("no fast path: the programs are those of `sidecar init`, which loads none for it");
-            return Ok(None);
-        };
-        let maps = fast_path::Maps::take(&mut self.maps)?;
         Ok(Some(fast_path::Parts { ebpf, maps, netns: pod.netns_cookie() }))
     }
 }

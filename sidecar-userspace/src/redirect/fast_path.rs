@@ -254,6 +254,8 @@ fn pause_after(took: Duration) -> Duration {
 /// Loads the programs and looks what they change, unless that is known. `force` looks again each time: who forces wants to see.
 fn prepare(Parts { ebpf, maps, netns }: Parts, acceleration: Acceleration) -> Result<(Engine, Findings), Error> {
     let mut engine = Engine::load(ebpf, maps, netns)?;
+    // The probe switches it on, and may fail.
+    probe::release(&mut engine)?;
     let known = if acceleration == Acceleration::Auto { memory::recall() } else { Kept::default() };
     let report = match known.report.clone() {
         Some(report) => report,

@@ -128,6 +128,9 @@ fn warn_of(config: &Config) {
     for denial in config.denials_past_plaintext() {
         tracing::warn!("{denial}");
     }
+    if let Some(unbounded) = config.past_socket_buffer() {
+        tracing::warn!("{unbounded}");
+    }
 }
 
 /// What every worker gets.

@@ -1,7 +1,12 @@
 //! What the probe finds on each kernel, and what becomes of it: of the fast path as it is, and of what it could be as well.
 
 use anyhow::{Context, Result, ensure};
-use sidecar_tests::harness::{self, PATIENCE, Sidecar, World, bpf, eventually, patient};
+use sidecar_tests::{
+    agent::puppet::Order,
+    harness::{self, PATIENCE, Sidecar, World, bpf, eventually, patient},
+};
+
+use super::{MIB, stage::Stage};
 
 #[test]
 fn fastpath_is_what_check_says() -> Result<()> {
@@ -81,6 +86,34 @@ fn fastpath_is_not_used_where_a_trap_could_not_be_enrolled_and_names_it() -> Res
     let said = world.server.spawn_beside_sidecar(command)?.finish(patient(PATIENCE))?;
     let line = said.lines().find(|line| line.starts_with("-     fast path ")).context("no line about it")?;
     ensure!(line.contains("not used: ") && line.contains("not tried, for their connections"), "{line}");
+    Ok(())
+}
+
+/// Maps outlive an upgrade, with what is enrolled in them. The new binary's probe gets as many ports as it has connections to begin with,
+/// and fails when it is under way and needs another.
+#[test]
+fn fastpath_whose_probe_fails_after_an_upgrade_is_off_for_what_was_on_it() -> Result<()> {
+    /// One for each trap, one more, and the port at which they end.
+    const PORTS: u16 = 21;
+    const FIRST: u16 = 20_001;
+    let Some(mut stage) = Stage::with("acceleration: force\nproxy: { drain_deadline: 10m }\n")? else { return Ok(()) };
+    let socket = stage.enrolled()?;
+    let released = || stage.sidecar.verdict("enrol", "released", "released");
+    let (pod, before) = (&stage.world.client, released()?);
+    // The kernel gives out an even number of them.
+    pod.sysctl("net/ipv4/ip_local_port_range", &format!("{} {}", FIRST - 1, FIRST + PORTS - 1))?;
+    pod.sysctl("net/ipv4/ip_local_reserved_ports", &(FIRST - 1).to_string())?;
+    let mut command = Sidecar::program()?;
+    command.args(["upgrade", "--timeout", &patient(PATIENCE).as_secs().to_string(), "--config"]);
+    command.arg(pod.directory().join("sidecar.yaml"));
+    pod.spawn_beside_sidecar(command)?.finish(2 * patient(PATIENCE))?;
+    let why = || stage.sidecar.fast_path().ok()?["why"].as_str().map(str::to_owned);
+    let failed = || why().is_some_and(|why| why.contains("play a trap by TCP"));
+    ensure!(eventually(patient(PATIENCE), failed), "{:?}{}", why(), stage.sidecar.process.output());
+    ensure!(released()? > before, "{}", stage.sidecar.verdicts());
+    let quiet = stage.redirected()?;
+    stage.app.must(Order::Stream(socket, 4 * MIB, 20_000))?;
+    ensure!(stage.redirected()? == quiet, "redirected while the fast path is said to be off");
     Ok(())
 }
 

@@ -10,8 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::libc;
 use sidecar_tests::{
-    agent::puppet::Order,
+    agent::{puppet::Order, sys},
     cases::net::TO_V4,
     harness::{self, PATIENCE, Process, Sidecar, eventually, patient, wait_for_port, work},
 };
@@ -52,6 +53,30 @@ fn pipes(directory: &Path) -> Result<u64> {
     socket.read_to_string(&mut told)?;
     let pipes = told.lines().filter_map(|line| line.strip_prefix("Pipes")?.split_once(": "));
     pipes.map(|(_, count)| count.parse::<u64>().map_err(Into::into)).sum()
+}
+
+/// Completions have the numbers of an application's calls, and on an enrolled socket those of pieces.
+#[test]
+fn fastpath_lets_go_of_an_application_that_sends_without_copy() -> Result<()> {
+    let Some(mut stage) = Stage::forced()? else { return Ok(()) };
+    let (socket, local) = stage.app.open(TO_V4)?;
+    stage.await_enrolled(socket)?;
+    let is_it = |end: &_| harness::address(Socket::local_addr(end)).is_some_and(|own| own.port() == local.port());
+    let owned = harness::sockets_of(stage.app.process().pid(), is_it)?;
+    sys::set_int(owned.first().context("the application's socket")?, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)?;
+    let kept_off = || stage.sidecar.verdict("enrol", "tcp", "zero_copy");
+    // The probe's own.
+    let before = kept_off()?;
+    stage.app.must(Order::Stream(socket, MIB, 20_000))?;
+    ensure!(
+        eventually(patient(PATIENCE), || kept_off().is_ok_and(|count| count > before)),
+        "{}",
+        stage.sidecar.verdicts()
+    );
+    let quiet = stage.redirected()?;
+    stage.app.must(Order::Stream(socket, MIB, 20_000))?;
+    ensure!(stage.connections()? == 0 && stage.redirected()? == quiet, "{}", stage.sidecar.verdicts());
+    Ok(())
 }
 
 /// What it receives on an enrolled connection it splices to its client; then what it sends there as well, which goes by TCP.

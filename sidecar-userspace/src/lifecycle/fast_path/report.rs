@@ -32,7 +32,7 @@ pub struct Report {
     pub redirects: bool,
     /// Names of the traps in which something else was seen than without the fast path.
     pub sprung: Vec<String>,
-    /// Names of the traps that say nothing: what they are played on did not get onto the fast path.
+    /// Names of the traps that say nothing: what they are played on did not get onto the fast path, or they did not end in time.
     pub untried: Vec<String>,
     /// How long it took; zero when it was remembered from before in this boot.
     pub took: Duration,
@@ -47,7 +47,7 @@ impl Report {
     /// For people: what `acceleration: auto` makes of it.
     pub fn verdict(&self) -> String {
         let all = TRAPS.len();
-        if self.untried.len() == all {
+        if self.untried.len() == all && !self.redirects {
             return "none of the probe's connections could be enrolled".to_owned();
         }
         let mut words = Vec::new();
@@ -57,7 +57,10 @@ impl Report {
             words.push(format!("an application would see a difference: {}", self.sprung.join(", ")));
         }
         if !self.untried.is_empty() {
-            words.push(format!("not tried, for their connections could not be enrolled: {}", self.untried.join(", ")));
+            words.push(format!(
+                "not tried, for their connections could not be enrolled or they did not end in time: {}",
+                self.untried.join(", ")
+            ));
         }
         if words.is_empty() {
             format!("none of {all} traps changes anything an application sees")

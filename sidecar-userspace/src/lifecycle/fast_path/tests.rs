@@ -60,7 +60,7 @@ fn what_would_be_seen_is_switched_on_by_force_alone() {
         report.untried = vec!["splice".to_owned()];
     }
     assert!(untried.allows(Acceleration::Auto).unwrap_err().contains("not tried"));
-    assert!(untried.why().ends_with("enrolled: splice") && untried.allows(Acceleration::Force).is_ok());
+    assert!(untried.why().ends_with("in time: splice") && untried.allows(Acceleration::Force).is_ok());
     assert!(seen.allows(Acceleration::Force).is_ok() && clean.allows(Acceleration::Auto).is_ok());
     let failing = |on| Phase::Present {
         report: Report::default(),

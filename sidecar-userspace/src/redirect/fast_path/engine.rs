@@ -91,6 +91,11 @@ impl Maps {
         })
     }
 
+    /// Lets every byte go by TCP. Maps are kept: a supervisor before may have left it switched on.
+    pub(in crate::redirect) fn turn_off(&mut self) -> Result<(), RedirectError> {
+        self.switch.set(0, Switch::default(), 0).map_err(map_error("FAST_PATH", "written"))
+    }
+
     /// Where programs for applications' ends are attached.
     fn senders(&self) -> Result<SockMapFd, RedirectError> {
         self.senders.fd().try_clone().map_err(MapError::IoError).map_err(map_error("SENDERS", "opened"))
