@@ -182,12 +182,12 @@ impl Prepared {
             }
             return Ok(None);
         };
-        let mut maps = fast_path::Maps::take(&mut self.maps)?;
         // Whatever becomes of the fast path from here on, and where there is to be none.
-        maps.turn_off()?;
+        fast_path::Maps::turn_off(&mut self.maps)?;
         if !self.accelerates {
             return Ok(None);
         }
+        let maps = fast_path::Maps::take(&mut self.maps)?;
         Ok(Some(fast_path::Parts { ebpf, maps, netns: pod.netns_cookie() }))
     }
 }

@@ -92,8 +92,9 @@ impl Maps {
     }
 
     /// Lets every byte go by TCP. Maps are kept: a supervisor before may have left it switched on.
-    pub(in crate::redirect) fn turn_off(&mut self) -> Result<(), RedirectError> {
-        self.switch.set(0, Switch::default(), 0).map_err(map_error("FAST_PATH", "written"))
+    pub(in crate::redirect) fn turn_off(all: &mut AllMaps) -> Result<(), RedirectError> {
+        let mut switch: Array<&mut MapData, Switch> = all.get("FAST_PATH")?;
+        switch.set(0, Switch::default(), 0).map_err(map_error("FAST_PATH", "written"))
     }
 
     /// Where programs for applications' ends are attached.
