@@ -69,9 +69,11 @@ fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
 #[inline(always)]
 fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let blocks = !socket.is_nonblocking()?;
-    let leg = ctx.leg();
-    if leg.as_ref().is_some_and(|leg| leg.receiver != 0) {
-        return keep(ctx, socket, leg?, switch.on != 0 && !blocks, key);
+    let mut leg = ctx.leg();
+    if let Some(leg) = leg.as_deref_mut().filter(|leg| leg.receiver != 0) {
+        // `connect(AF_UNSPEC)` and another connection on the same socket.
+        let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.receiver).is_end_of(&leg.key)?;
+        return keep(ctx, socket, leg, switch.on != 0 && !blocks && same);
     }
     let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);
     let all = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
@@ -109,9 +111,10 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     None
 }
 
-/// Lets an enrolled end go if it may not stay, or if it loses by it.
+/// Lets an enrolled end go if it may not stay, or if it loses by it. It is in the map as what it was when it was enrolled.
 #[inline(always)]
-fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool, key: FlowKey) -> Option<()> {
+fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> Option<()> {
+    let key = leg.key.reversed();
     let sent = leg.carried;
     if may_stay && !sent.tells() || !may_change(ctx, socket)? {
         return None;

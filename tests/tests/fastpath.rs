@@ -1,5 +1,7 @@
 //! What applications send goes past TCP where it may, and nobody can tell.
 
+#[path = "fastpath/leaving.rs"]
+mod leaving;
 #[path = "fastpath/probe.rs"]
 mod probe;
 #[path = "fastpath/receives.rs"]
