@@ -36,7 +36,9 @@ fn look(ctx: &SockIter) -> Option<()> {
     let switch = FAST_PATH.get(0)?;
     let kernel = Kernel::get()?;
     let socket = ctx.socket(kernel)?;
-    if !socket.is_established()? {
+    // What has closed one of its directions may have to leave all the same.
+    let fits = if switch.step == step::FIND { !socket.listens()? } else { socket.is_established()? };
+    if !fits {
         return None;
     }
     let key = socket.key(switch.netns)?;
@@ -78,7 +80,7 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);
     let all = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
     let carried = all.since(before);
-    if switch.on == 0 || carried.bytes < switch.worth || socket.is_shut_down()? {
+    if switch.on == 0 || carried.bytes < switch.worth || socket.is_shut_down()? || !socket.is_established()? {
         return None;
     }
     if blocks {

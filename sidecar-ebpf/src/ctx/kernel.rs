@@ -18,6 +18,7 @@ const O_NONBLOCK: u32 = 0o4000;
 /// States of a socket (net/tcp_states.h).
 const ESTABLISHED: u8 = 1;
 const CLOSE_WAIT: u8 = 8;
+const LISTEN: u8 = 10;
 /// Flags that the kernel keeps in the lowest bits of `sk_user_data` (net/sock.h, `SK_USER_DATA_PTRMASK`).
 const USER_DATA_FLAGS: u64 = 7;
 
@@ -75,6 +76,12 @@ impl KernelSocket {
     #[inline(always)]
     pub fn may_send(self) -> Option<bool> {
         self.state().map(|state| state == ESTABLISHED || state == CLOSE_WAIT)
+    }
+
+    /// Whether it waits for connections.
+    #[inline(always)]
+    pub fn listens(self) -> Option<bool> {
+        self.state().map(|state| state == LISTEN)
     }
 
     #[inline(always)]

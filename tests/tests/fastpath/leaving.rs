@@ -1,8 +1,8 @@
 //! Sockets that are no longer what they were when they were enrolled.
 
 use std::{
-    io::Write,
-    net::{Ipv4Addr, SocketAddr},
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -12,12 +12,15 @@ use sidecar_tests::{
         puppet::{Handle, Order},
         sys,
     },
-    cases::net::TO_V4,
-    harness::{self, PATIENCE, eventually, patient},
+    cases::net::{TO_V4, accept, listen},
+    harness::{self, PATIENCE, bpf, eventually, patient},
 };
 use socket2::Socket;
 
-use super::{MIB, stage::Stage};
+use super::{
+    MIB,
+    stage::{ENOUGH, Stage},
+};
 
 /// The application's own socket with this port.
 fn own(stage: &Stage, local: SocketAddr) -> Result<Socket> {
@@ -69,4 +72,42 @@ fn fastpath_of_a_disconnected_socket_ends_and_never_leads_into_another_connectio
         stage.app.must(Order::Close(socket))?;
     }
     stage.nothing_is_enrolled()
+}
+
+/// A blocking receive on a socket in the map may come back with nothing: the application's end leaves it though it is half closed.
+#[test]
+fn fastpath_lets_go_of_a_half_closed_connection() -> Result<()> {
+    const ANSWER: usize = 200_000;
+    let at = SocketAddr::new(TO_V4.ip(), 8090);
+    for switched_off in [false, true] {
+        let Some(mut stage) = Stage::forced()? else { return Ok(()) };
+        let listener = stage.world.server.netns().run(|| listen(at))??;
+        let (handle, local) = stage.app.open(at)?;
+        let (mut server, _) = accept(&listener)?;
+        stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?;
+        stage.await_connections(1)?;
+        let sent = stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved;
+        let mut socket = own(&stage, local)?;
+        socket.shutdown(Shutdown::Write)?;
+        let mut all = vec![];
+        server.read_to_end(&mut all)?;
+        ensure!(all.len() as u64 == sent, "{} of {sent} bytes", all.len());
+        let released = stage.sidecar.verdict("enrol", "released", "released")?;
+        if switched_off {
+            stage.command("off")?;
+        } else {
+            stage.app.must(Order::Block(handle))?;
+        }
+        let let_go = || stage.sidecar.verdict("enrol", "released", "released").is_ok_and(|count| count > released);
+        ensure!(eventually(patient(PATIENCE), let_go), "{}", stage.sidecar.verdicts());
+        ensure!(bpf::map_entries(stage.sidecar.process.pid(), "SENDERS")? == 0, "one is still there");
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let answer = std::thread::spawn(move || server.write_all(&vec![b'a'; ANSWER]));
+        let mut got = vec![];
+        socket.read_to_end(&mut got)?;
+        answer.join().expect("it writes")?;
+        ensure!(got.len() == ANSWER && got.iter().all(|byte| *byte == b'a'), "{} bytes", got.len());
+    }
+    Ok(())
 }
