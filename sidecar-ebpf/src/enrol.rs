@@ -74,7 +74,7 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     let mut leg = ctx.leg();
     if let Some(leg) = leg.as_deref_mut().filter(|leg| leg.receiver != 0) {
         // `connect(AF_UNSPEC)` and another connection on the same socket.
-        let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.receiver).is_end_of(&leg.key)?;
+        let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.receiver).is_end_of(&leg.key) == Some(true);
         return keep(ctx, socket, leg, switch.on != 0 && !blocks && same);
     }
     let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);

@@ -10,6 +10,8 @@ mod receives;
 mod stage;
 #[path = "fastpath/stumbling.rs"]
 mod stumbling;
+#[path = "fastpath/urgent.rs"]
+mod urgent;
 #[path = "fastpath/victims.rs"]
 mod victims;
 #[path = "fastpath/worker.rs"]

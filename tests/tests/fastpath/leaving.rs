@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use sidecar_tests::{
     agent::{
@@ -13,7 +13,7 @@ use sidecar_tests::{
         sys,
     },
     cases::net::{TO_V4, accept, listen},
-    harness::{self, PATIENCE, bpf, eventually, patient},
+    harness::{PATIENCE, bpf, eventually, patient},
 };
 use socket2::Socket;
 
@@ -22,17 +22,11 @@ use super::{
     stage::{ENOUGH, Stage},
 };
 
-/// The application's own socket with this port.
-fn own(stage: &Stage, local: SocketAddr) -> Result<Socket> {
-    let is_it = |end: &_| harness::address(Socket::local_addr(end)).is_some_and(|end| end.port() == local.port());
-    harness::sockets_of(stage.app.process().pid(), is_it)?.pop().context("the application's socket")
-}
-
 /// An enrolled connection and a copy of its socket.
 fn enrolled(stage: &mut Stage) -> Result<(Handle, SocketAddr, Socket)> {
     let (handle, local) = stage.app.open(TO_V4)?;
     stage.await_enrolled(handle)?;
-    let socket = own(stage, local)?;
+    let socket = stage.own(local)?;
     Ok((handle, local, socket))
 }
 
@@ -87,7 +81,7 @@ fn fastpath_lets_go_of_a_half_closed_connection() -> Result<()> {
         stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?;
         stage.await_connections(1)?;
         let sent = stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved;
-        let mut socket = own(&stage, local)?;
+        let mut socket = stage.own(local)?;
         socket.shutdown(Shutdown::Write)?;
         let mut all = vec![];
         server.read_to_end(&mut all)?;
