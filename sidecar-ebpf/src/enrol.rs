@@ -36,7 +36,9 @@ fn look(ctx: &SockIter) -> Option<()> {
     let switch = FAST_PATH.get(0)?;
     let kernel = Kernel::get()?;
     let socket = ctx.socket(kernel)?;
-    if !socket.is_established()? {
+    // What has closed one of its directions may have to leave all the same.
+    let fits = if switch.step == step::FIND { !socket.listens()? } else { socket.is_established()? };
+    if !fits {
         return None;
     }
     let key = socket.key(switch.netns)?;
@@ -70,14 +72,16 @@ fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
 fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let blocks = !socket.is_nonblocking()?;
     let zero_copy = socket.is_zero_copy()?;
-    let leg = ctx.leg();
-    if leg.as_ref().is_some_and(|leg| leg.receiver != 0) {
-        return keep(ctx, socket, leg?, switch.on != 0 && !blocks && !zero_copy, key);
+    let mut leg = ctx.leg();
+    if let Some(leg) = leg.as_deref_mut().filter(|leg| leg.receiver != 0) {
+        // `connect(AF_UNSPEC)` and another connection on the same socket.
+        let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.receiver).is_end_of(&leg.key) == Some(true);
+        return keep(ctx, socket, leg, switch.on != 0 && !blocks && !zero_copy && same);
     }
     let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);
     let all = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
     let carried = all.since(before);
-    if switch.on == 0 || carried.bytes < switch.worth || socket.is_shut_down()? {
+    if switch.on == 0 || carried.bytes < switch.worth || socket.is_shut_down()? || !socket.is_established()? {
         return None;
     }
     if blocks {
@@ -114,9 +118,10 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     None
 }
 
-/// Lets an enrolled end go if it may not stay, or if it loses by it.
+/// Lets an enrolled end go if it may not stay, or if it loses by it. It is in the map as what it was when it was enrolled.
 #[inline(always)]
-fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool, key: FlowKey) -> Option<()> {
+fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> Option<()> {
+    let key = leg.key.reversed();
     let sent = leg.carried;
     if may_stay && !sent.tells() || !may_change(ctx, socket)? {
         return None;

@@ -83,11 +83,15 @@ fn facts(message: &Message<'_>, leg: &Leg) -> Option<Facts> {
     let kernel = Kernel::get()?;
     let sender = message.sender(kernel)?;
     let receiver = kernel.socket(leg.receiver);
+    // `connect(AF_UNSPEC)` leaves a socket in the map and its port to others, to whom the receiver or its address may belong by now.
+    if !sender.is_end_of(&leg.key.reversed())? || !receiver.is_end_of(&leg.key)? {
+        return None;
+    }
     Some(Facts {
         switched_on: true,
         layered: sender.is_layered()?,
         // The proxy may have finished its own direction long ago: that of the message is what counts.
-        closing: sender.has_finished_sending()? || !receiver.receives()?,
+        closing: !sender.may_send()? || !receiver.receives()?,
         nonblocking: sender.is_nonblocking()?,
         plain: current_write_is_plain(kernel)?,
         written: sender.written()?,

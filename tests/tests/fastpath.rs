@@ -1,5 +1,7 @@
 //! What applications send goes past TCP where it may, and nobody can tell.
 
+#[path = "fastpath/leaving.rs"]
+mod leaving;
 #[path = "fastpath/probe.rs"]
 mod probe;
 #[path = "fastpath/receives.rs"]
@@ -8,6 +10,8 @@ mod receives;
 mod stage;
 #[path = "fastpath/stumbling.rs"]
 mod stumbling;
+#[path = "fastpath/urgent.rs"]
+mod urgent;
 #[path = "fastpath/victims.rs"]
 mod victims;
 #[path = "fastpath/worker.rs"]

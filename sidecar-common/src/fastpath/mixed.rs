@@ -13,8 +13,8 @@
 //! emptied), and the receive returned redirected messages. Those were judged before these bytes, since none is redirected while these
 //! are unread; judged *alone*, no redirection was still on its way into the queue when these bytes were judged, so that the messages
 //! were in it, unread: the number grew before TCP got the bytes. The reader loads it after its receive and sees it grown, unless it
-//! took that for settled before; but it settles only what it loaded before a receive that found both queues empty, and such a one
-//! would have returned the messages. A thread that sends by TCP while another may be in the middle of a redirection cannot tell
+//! took that for settled before; but it settles only what it loaded before it found both queues empty, by a receive or by poll(2),
+//! either of which would have found the messages. A thread that sends by TCP while another may be in the middle of a redirection cannot tell
 //! ([`Mixing::Always`]), nor does anybody count for what a socket sends after it was let go.
 //!
 //! Connections share places in the map by the hash of their ports: another one's messages cost a receive more and no edge.

@@ -15,6 +15,10 @@ use crate::maps::KERNEL_FIELDS;
 
 /// `O_NONBLOCK` (asm-generic/fcntl.h).
 const O_NONBLOCK: u32 = 0o4000;
+/// States of a socket (net/tcp_states.h).
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
+const LISTEN: u8 = 10;
 /// Flags that the kernel keeps in the lowest bits of `sk_user_data` (net/sock.h, `SK_USER_DATA_PTRMASK`).
 const USER_DATA_FLAGS: u64 = 7;
 
@@ -65,7 +69,24 @@ impl KernelSocket {
     /// `TCP_ESTABLISHED`: the sockmap takes no other.
     #[inline(always)]
     pub fn is_established(self) -> Option<bool> {
-        read::<u8>(self.at, self.fields.state).map(|state| state == 1)
+        self.state().map(|state| state == ESTABLISHED)
+    }
+
+    /// Whether it is connected and has not said that it will send no more.
+    #[inline(always)]
+    pub fn may_send(self) -> Option<bool> {
+        self.state().map(|state| state == ESTABLISHED || state == CLOSE_WAIT)
+    }
+
+    /// Whether it waits for connections.
+    #[inline(always)]
+    pub fn listens(self) -> Option<bool> {
+        self.state().map(|state| state == LISTEN)
+    }
+
+    #[inline(always)]
+    fn state(self) -> Option<u8> {
+        read(self.at, self.fields.state)
     }
 
     /// Whether the socket is locked as a whole; if not, whoever holds it holds the spin lock that the sockmap takes.
@@ -89,6 +110,25 @@ impl KernelSocket {
             local: Endpoint::new(local, PortBe::from_host(read(self.at, fields.local_port)?)),
             remote: Endpoint::new(remote, PortBe::from_be(read(self.at, fields.remote_port)?)),
         })
+    }
+
+    /// Whether it is the end of this connection that sees it so. Asked for each message: few reads, and one answer for both families.
+    #[inline(always)]
+    pub fn is_end_of(self, key: &FlowKey) -> Option<bool> {
+        let fields = self.fields;
+        let (local, remote) = (key.local, key.remote);
+        let local_port: u16 = read(self.at, fields.local_port)?;
+        let remote_port: u16 = read(self.at, fields.remote_port)?;
+        let mut other = u32::from(local_port ^ local.port.host()) | u32::from(remote_port ^ remote.port.be());
+        if remote.ip.is_v4() {
+            // Those of an IPv6 socket are there as well (net/ipv6/tcp_ipv6.c, `tcp_v6_connect` and `tcp_v6_mapped_child_init`).
+            other |= read::<u32>(self.at, fields.local_v4)? ^ local.ip.v4();
+            other |= read::<u32>(self.at, fields.remote_v4)? ^ remote.ip.v4();
+        } else {
+            other |= difference(read(self.at, fields.local_v6)?, local.ip);
+            other |= difference(read(self.at, fields.remote_v6)?, remote.ip);
+        }
+        Some(other == 0)
     }
 
     /// Whether its descriptor is in non-blocking mode; `None`: nobody has accepted it.
@@ -124,12 +164,6 @@ impl KernelSocket {
     #[inline(always)]
     pub fn is_shut_down(self) -> Option<bool> {
         read::<u8>(self.at, self.fields.shutdown).map(|directions| directions != 0)
-    }
-
-    /// Whether this end has said that it will send no more (`SEND_SHUTDOWN`).
-    #[inline(always)]
-    pub fn has_finished_sending(self) -> Option<bool> {
-        read::<u8>(self.at, self.fields.shutdown).map(|directions| directions & 2 != 0)
     }
 
     /// Whether it can still receive: neither closed nor shut down for it (`RCV_SHUTDOWN`).
@@ -204,4 +238,11 @@ impl KernelSocket {
         }
         Some(waiting)
     }
+}
+
+/// Zero if both are the same.
+#[inline(always)]
+fn difference(one: [u32; 4], other: Ip) -> u32 {
+    let [a, b, c, d] = other.words();
+    (one[0] ^ a) | (one[1] ^ b) | (one[2] ^ c) | (one[3] ^ d)
 }

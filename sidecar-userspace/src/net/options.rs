@@ -7,6 +7,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, RawFd},
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use sidecar_common::{
     addr::{Endpoint, Ip, PortBe},
     capture::loopback_of,
@@ -131,6 +132,15 @@ pub fn mesh_answer(listener: &TcpListener, transports: Transports) -> io::Result
     // What the SYN said is read again when the connection is established; without offers nothing is kept for it.
     set(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, &i32::from(!transports.is_empty()))?;
     set(listener.as_raw_fd(), SOL_SIDECAR, SO_MESH_ANSWER, &transports.bits())
+}
+
+/// Whether an urgent byte is among what can be received now; `None`: nothing can be. The kernel looks for bytes before it looks for
+/// the mark (net/ipv4/tcp.c, `tcp_poll`), which it sets before it queues the byte: without one, the next byte is an ordinary one.
+pub(super) fn arrived(socket: &Socket) -> io::Result<Option<bool>> {
+    let mut asked = [PollFd::new(socket.as_fd(), PollFlags::POLLIN | PollFlags::POLLPRI)];
+    poll(&mut asked, PollTimeout::ZERO)?;
+    let events = asked[0].revents().unwrap_or(PollFlags::POLLIN);
+    Ok((!events.is_empty()).then(|| events.contains(PollFlags::POLLPRI)))
 }
 
 /// Whether the next byte to read is at the urgent mark (`SIOCATMARK`, tcp(7)).

@@ -2,6 +2,8 @@
 //!
 //! tokio's own `TcpStream` never hears of urgent data; this one is registered for it.
 
+mod receivable;
+
 use std::{
     cell::Cell,
     io::{self, Read as _},
@@ -11,23 +13,21 @@ use std::{
 
 use socket2::Socket;
 use tokio::{
-    io::{
-        Interest, Ready,
-        unix::{AsyncFd, AsyncFdReadyGuard},
-    },
+    io::{Interest, unix::AsyncFd},
     task::coop,
 };
 
-use super::{
-    Arrived, ClientLocal, Received, Side, Transports, options,
-    two_queues::{Told, TwoQueues},
-};
+pub use receivable::Receivable;
+
+use super::{ClientLocal, Side, Transports, options, two_queues::TwoQueues};
 use crate::addr::{ClientAddr, OrigDst, UpstreamLocal, canonical};
 
 /// A connected TCP socket.
 pub struct Stream {
     socket: AsyncFd<Socket>,
     queues: TwoQueues,
+    /// What the reactor said last has been used: see [`Receivable`].
+    used: Cell<bool>,
 }
 
 impl Stream {
@@ -40,7 +40,7 @@ impl Stream {
         // SAFETY: the socket is owned by the `AsyncFd`, which gives it out by shared reference only: its descriptor
         // stays open and the same as long as it is registered.
         let registered = unsafe { AsyncFd::register_with_interest(socket, interest) }.map_err(io::Error::from)?;
-        Ok(Self { socket: registered, queues: TwoQueues::new(true) })
+        Ok(Self { socket: registered, queues: TwoQueues::new(true), used: Cell::new(false) })
     }
 
     /// The same connection, whose other end is no application of this pod: it has TCP's queue alone.
@@ -195,7 +195,7 @@ impl Side for Stream {
 
     async fn receivable(&self) -> io::Result<Receivable<'_>> {
         let guard = self.socket.ready(Interest::READABLE | Interest::PRIORITY).await?;
-        Ok(Receivable { guard, queues: &self.queues })
+        Ok(Receivable { guard, queues: &self.queues, used: &self.used })
     }
 
     fn receive_now(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -233,59 +233,5 @@ impl Side for Stream {
     fn end_cleanly(&self) {
         // Fails only for sockets that are gone already, which then end as they may.
         let _ = self.socket.get_ref().set_linger(None);
-    }
-}
-
-/// Something can be received.
-pub struct Receivable<'a> {
-    guard: AsyncFdReadyGuard<'a, Socket>,
-    queues: &'a TwoQueues,
-}
-
-impl Arrived for Receivable<'_> {
-    fn receive(mut self, buffer: &mut [u8], more: bool) -> io::Result<Received> {
-        let urgent = self.guard.ready().is_priority();
-        // With `more` an urgent byte may have arrived meanwhile, and reading on from its mark would lose it.
-        // The socket keeps urgent bytes in the stream (`SO_OOBINLINE`), so that one that is overtaken by the next is not
-        // lost; a read stops before the mark, and at the mark the one byte is the urgent one.
-        let at_mark = (urgent || more) && options::at_urgent_mark(self.guard.get_inner())?;
-        // Before the receive: if that finds nothing, it holds.
-        let told = self.queues.told(self.guard.get_inner());
-        let past_tcp = told != Told::One;
-        let buffer = if at_mark { &mut buffer[..1] } else { buffer };
-        match self.read(buffer, past_tcp) {
-            Ok(0) => Ok(Received::End),
-            Ok(_) if at_mark && !(past_tcp && options::at_urgent_mark(self.guard.get_inner())?) => {
-                self.guard.clear_ready_matching(Ready::PRIORITY);
-                Ok(Received::Urgent(buffer[0]))
-            }
-            Ok(bytes) => {
-                self.queues.add(bytes);
-                // Less than asked for means that the queue is empty (epoll(7)), unless reading stopped at the urgent mark or there is
-                // something in another one. That is asked after the receive (`sidecar_common::fastpath::mixed`).
-                let empty = || !self.queues.may_hold_more(self.queues.told(self.guard.get_inner()));
-                if bytes < buffer.len() && !urgent && empty() {
-                    self.guard.clear_ready_matching(Ready::READABLE);
-                }
-                Ok(Received::Bytes(bytes))
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.queues.found_empty(told);
-                self.guard.clear_ready_matching(Ready::READABLE | Ready::PRIORITY);
-                Ok(Received::Nothing)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Received::Nothing),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-impl Receivable<'_> {
-    /// With two queues the end of one may be seen in the moment in which the other has been filled: the end is what is seen twice.
-    fn read(&self, buffer: &mut [u8], past_tcp: bool) -> io::Result<usize> {
-        match (&mut self.guard.get_inner()).read(buffer) {
-            Ok(0) if past_tcp => (&mut self.guard.get_inner()).read(buffer),
-            read => read,
-        }
     }
 }

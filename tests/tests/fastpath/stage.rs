@@ -1,11 +1,14 @@
 //! A client pod whose sidecar uses the fast path whatever the probe says, and a server that answers with what it is sent.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context, Result, ensure};
 use sidecar_tests::{
     agent::puppet::{Handle, Order},
     cases::net::{ANY, TO_V4},
     harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, patient},
 };
+use socket2::Socket;
 
 /// Bytes after which a connection is worth it.
 pub(crate) const ENOUGH: u64 = 300_000;
@@ -49,6 +52,12 @@ impl Stage {
         let (socket, _) = self.app.open(TO_V4)?;
         self.await_enrolled(socket)?;
         Ok(socket)
+    }
+
+    /// A copy of the application's own socket with this port.
+    pub(crate) fn own(&self, local: SocketAddr) -> Result<Socket> {
+        let is_it = |end: &_| harness::address(Socket::local_addr(end)).is_some_and(|end| end.port() == local.port());
+        harness::sockets_of(self.app.process().pid(), is_it)?.pop().context("the application's socket")
     }
 
     /// Has a connection carry enough, and waits until it is on the fast path.

@@ -1,0 +1,107 @@
+//! Sockets that are no longer what they were when they were enrolled.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr},
+};
+
+use anyhow::{Result, ensure};
+use nix::errno::Errno;
+use sidecar_tests::{
+    agent::{
+        puppet::{Handle, Order},
+        sys,
+    },
+    cases::net::{TO_V4, accept, listen},
+    harness::{PATIENCE, bpf, eventually, patient},
+};
+use socket2::Socket;
+
+use super::{
+    MIB,
+    stage::{ENOUGH, Stage},
+};
+
+/// An enrolled connection and a copy of its socket.
+fn enrolled(stage: &mut Stage) -> Result<(Handle, SocketAddr, Socket)> {
+    let (handle, local) = stage.app.open(TO_V4)?;
+    stage.await_enrolled(handle)?;
+    let socket = stage.own(local)?;
+    Ok((handle, local, socket))
+}
+
+/// Its port becomes free, its place in the map does not: another connection with the same ends has nothing of what it sends.
+#[test]
+fn fastpath_of_a_disconnected_socket_ends_and_never_leads_into_another_connection() -> Result<()> {
+    let Some(mut stage) = Stage::forced()? else { return Ok(()) };
+    let (first, local, socket) = enrolled(&mut stage)?;
+    sys::disconnect(&socket)?;
+    let second = stage.app.make(TO_V4)?;
+    stage.app.must(Order::Bind(second, (Ipv4Addr::UNSPECIFIED, local.port()).into()))?;
+    stage.app.must(Order::Connect(second, TO_V4))?;
+    stage.app.must(Order::Stream(second, MIB, 20_000))?;
+    // Without which nothing that it sends is judged.
+    let reset = socket.take_error()?.and_then(|error| error.raw_os_error());
+    ensure!(reset == Some(Errno::ECONNRESET as i32), "{reset:?}");
+    let unknown = stage.sidecar.verdict("sk_msg", "tcp", "unknown")?;
+    for _ in 0..20 {
+        let sent = (&socket).write(b"stray").map_err(|error| error.raw_os_error());
+        ensure!(sent == Err(Some(Errno::EPIPE as i32)), "{sent:?}");
+        stage.app.must(Order::Stream(second, 20_000, 1000))?;
+    }
+    ensure!(stage.sidecar.verdict("sk_msg", "tcp", "unknown")? > unknown, "{}", stage.sidecar.verdicts());
+    // The same socket again, as another connection, which comes onto the fast path as others do.
+    let released = stage.sidecar.verdict("enrol", "released", "released")?;
+    stage.app.must(Order::Begin(first, TO_V4))?;
+    let before = stage.redirected()?;
+    let back = eventually(patient(PATIENCE), || {
+        stage.app.must(Order::Stream(first, 2 * MIB, 20_000)).is_ok()
+            && stage.redirected().is_ok_and(|messages| messages > before)
+    });
+    ensure!(back, "{}", stage.sidecar.verdicts());
+    ensure!(stage.sidecar.verdict("enrol", "released", "released")? > released, "{}", stage.sidecar.verdicts());
+    stage.app.must(Order::Stream(second, MIB, 20_000))?;
+    drop(socket);
+    for socket in [first, second] {
+        stage.app.must(Order::Close(socket))?;
+    }
+    stage.nothing_is_enrolled()
+}
+
+/// A blocking receive on a socket in the map may come back with nothing: the application's end leaves it though it is half closed.
+#[test]
+fn fastpath_lets_go_of_a_half_closed_connection() -> Result<()> {
+    const ANSWER: usize = 200_000;
+    let at = SocketAddr::new(TO_V4.ip(), 8090);
+    for switched_off in [false, true] {
+        let Some(mut stage) = Stage::forced()? else { return Ok(()) };
+        let listener = stage.world.server.netns().run(|| listen(at))??;
+        let (handle, local) = stage.app.open(at)?;
+        let (mut server, _) = accept(&listener)?;
+        stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?;
+        stage.await_connections(1)?;
+        let sent = stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved;
+        let mut socket = stage.own(local)?;
+        socket.shutdown(Shutdown::Write)?;
+        let mut all = vec![];
+        server.read_to_end(&mut all)?;
+        ensure!(all.len() as u64 == sent, "{} of {sent} bytes", all.len());
+        let released = stage.sidecar.verdict("enrol", "released", "released")?;
+        if switched_off {
+            stage.command("off")?;
+        } else {
+            stage.app.must(Order::Block(handle))?;
+        }
+        let let_go = || stage.sidecar.verdict("enrol", "released", "released").is_ok_and(|count| count > released);
+        ensure!(eventually(patient(PATIENCE), let_go), "{}", stage.sidecar.verdicts());
+        ensure!(bpf::map_entries(stage.sidecar.process.pid(), "SENDERS")? == 0, "one is still there");
+        socket.set_nonblocking(false)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let answer = std::thread::spawn(move || server.write_all(&vec![b'a'; ANSWER]));
+        let mut got = vec![];
+        socket.read_to_end(&mut got)?;
+        answer.join().expect("it writes")?;
+        ensure!(got.len() == ANSWER && got.iter().all(|byte| *byte == b'a'), "{} bytes", got.len());
+    }
+    Ok(())
+}
