@@ -168,7 +168,7 @@ counters! {
     FastUnknown = ("sk_msg", "tcp", "unknown"),
     /// A connection came onto the fast path.
     EnrolDone = ("enrol", "enrolled", "worth"),
-    /// A connection left it: its application went over to blocking mode, to sends without copy or to small messages, or the fast path was switched off.
+    /// A connection left it: its application went over to blocking mode, to sends without copy or to small messages, or connected the socket anew, or the fast path was switched off.
     EnrolUndone = ("enrol", "released", "released"),
     /// Not enrolled, once for each look: the application's socket is in blocking mode.
     EnrolBlocking = ("enrol", "tcp", "blocking"),
