@@ -1,6 +1,10 @@
 //! The bench's servers.
 
-use super::{READY, echo};
+use super::{
+    READY,
+    bulk::{self, WITHOUT_BLOCKING},
+    echo,
+};
 use anyhow::{Context, Result, bail};
 use std::{
     io::{self, Read, Write},
@@ -63,13 +67,8 @@ fn sink(mut stream: TcpStream) -> io::Result<()> {
 fn source(mut stream: TcpStream) -> io::Result<()> {
     let mut count = [0; 8];
     stream.read_exact(&mut count)?;
-    let (chunk, mut left) = (vec![0x5a; CHUNK], u64::from_be_bytes(count));
-    while left > 0 {
-        let size = left.min(CHUNK as u64);
-        stream.write_all(&chunk[..size as usize])?;
-        left -= size;
-    }
-    Ok(())
+    let asked = u64::from_be_bytes(count);
+    bulk::pour(&mut stream, asked & !WITHOUT_BLOCKING, asked & WITHOUT_BLOCKING != 0)
 }
 
 fn who(mut stream: TcpStream) -> io::Result<()> {
