@@ -57,7 +57,7 @@ impl Snapshot {
     /// The file cannot be read, or there is nothing in it: it may be the rest of one that a full disk has cut off, and to take it
     /// for the defaults would drop every rule.
     pub fn read_again(&self) -> Result<Self, Fault> {
-        let text = self.file.as_ref().map(|file| something(&Arc::from(file.as_path()))).transpose()?;
+        let text = self.file.as_ref().map(|file| text_with_keys(&Arc::from(file.as_path()))).transpose()?;
         Ok(Self { file: self.file.clone(), parts: Parts { text, ..self.parts.clone() } })
     }
 
@@ -86,8 +86,8 @@ impl Snapshot {
     }
 }
 
-/// What is in the file, if there is something.
-fn something(file: &Arc<Path>) -> Result<String, Fault> {
+/// What is in the file, if there is a key in it.
+fn text_with_keys(file: &Arc<Path>) -> Result<String, Fault> {
     let text = load::read(file)?;
     // What is not valid is found where it is taken.
     if matches!(document::parse(file, &text), Ok(Node { value: Value::Null, .. })) {
