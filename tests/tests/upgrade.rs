@@ -195,7 +195,7 @@ fn exchanged(before: &bpf::Tags, now: &bpf::Tags) -> bool {
 
 /// The worker that was started last.
 fn serving(sidecar: &Sidecar) -> Result<Pid> {
-    children(sidecar.process.pid()).into_iter().max_by_key(|pid| pid.as_raw()).context("no worker")
+    children(sidecar.process.pid()).pop().context("no worker")
 }
 
 #[test]
