@@ -11,7 +11,7 @@ use core::mem::size_of;
 
 use crate::{counter::Counter, flow::FlowKey};
 
-pub use worth::{Carried, LEAST_MESSAGE, WORTH_BYTES, WORTH_SEGMENT};
+pub use worth::{Carried, LEAST_MESSAGE, Sent, WORTH_BYTES, WORTH_SEGMENT};
 
 /// Bytes that may wait in the proxy's queue when a message joins them; tried up to 4 MiB of unread data behind it, which
 /// is what TCP over loopback takes on top.
@@ -158,25 +158,38 @@ pub const fn is_plain_write(number: u64, third: u64, fourth: u64) -> bool {
 pub struct Leg {
     /// Key of the other end in its map, as that end sees the connection.
     pub key: FlowKey,
-    /// The kernel's address of the other end, or 0 in the proxy's end, whose messages only the probe looks at, and in one that was let go; to read from and never to write to.
-    pub receiver: u64,
-    /// Of the application's end: what it has sent since a pass judged that last. Where `receiver` is 0 it was let go for that: what TCP had
-    /// carried by then.
-    pub carried: Carried,
+    /// The kernel's address of the other end, or 0 in an application's end that was let go; to read from and never to write to.
+    pub other: u64,
+    /// Of the application's end: what it has sent.
+    pub sent: Sent,
+    /// Of an application's end that was let go because it lost: what TCP had carried by then, by which nothing comes back.
+    pub before: Carried,
+    /// How often that was.
+    pub departures: u64,
 }
 
-/// Value of `CANDIDATES`, by the connection as the application's end sees it, and with [`Switch::answers`] as the proxy's end sees it as
-/// well: what one pass knows.
+impl Leg {
+    /// One that has sent nothing yet.
+    #[inline(always)]
+    pub const fn new(key: FlowKey, other: u64) -> Self {
+        let nothing = Carried { bytes: 0, messages: 0 };
+        Self { key, other, sent: Sent { all: nothing, past: 0 }, before: nothing, departures: 0 }
+    }
+}
+
+/// Value of `CANDIDATES`, by the connection as the application's end sees it: what one pass knows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Candidate {
-    /// The kernel's address of the other end, of the proxy's once it is in `RECEIVERS`; 0 before.
+    /// The kernel's address of the application's end.
+    pub sender: u64,
+    /// That of the proxy's, once it is in `RECEIVERS`; 0 before.
     pub receiver: u64,
 }
 
 /// What a pass over the sockets of the pod does.
 pub mod step {
-    /// Find application ends worth enrolling, and let go of those that may stay no longer.
+    /// Find application ends worth enrolling, and let go of ends that may stay no longer.
     pub const FIND: u32 = 1;
     /// Enrol the proxy ends of what was found.
     pub const RECEIVERS: u32 = 2;
@@ -193,9 +206,7 @@ pub struct Switch {
     /// One of [`step`].
     pub step: u32,
     /// Not zero: legs are connections to this port, whatever is noted about them. For the probe.
-    pub probe_port: u32,
-    /// Not zero: the proxy's ends get legs for their messages as well. For the probe of both directions.
-    pub answers: u32,
+    pub probe_port: u64,
     /// Bytes that a connection must have carried: [`WORTH_BYTES`], or 0 for the probe.
     pub worth: u64,
     /// Cookie of the pod's network namespace.
@@ -286,8 +297,8 @@ fields! {
     fourth = "pt_regs.r10",
 }
 
-const _: () = assert!(size_of::<Leg>() == 72);
-const _: () = assert!(size_of::<Candidate>() == 8);
+const _: () = assert!(size_of::<Leg>() == 104);
+const _: () = assert!(size_of::<Candidate>() == 16);
 const _: () = assert!(size_of::<Switch>() == 32);
 const _: () = assert!(size_of::<Fields>() == 4 * Fields::PATHS.len());
 

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use sidecar_common::{
     counter::Counter,
-    fastpath::{Candidate, Carried, Leg, Switch, mixed::Mixing, step},
+    fastpath::{Candidate, Carried, Leg, Sent, Switch, mixed::Mixing, step},
     flow::{FlowKey, note_kind},
 };
 
@@ -45,7 +45,8 @@ fn look(ctx: &SockIter) -> Option<()> {
     let end = end_of(ctx, switch, &key)?;
     match (switch.step, end) {
         (step::FIND, End::Application) => find(ctx, switch, socket, key),
-        (step::RECEIVERS, End::Proxy) => enrol_receiver(ctx, switch, socket, key),
+        (step::FIND, End::Proxy) => rest(ctx, socket, key),
+        (step::RECEIVERS, End::Proxy) => enrol_receiver(ctx, socket, key),
         (step::SENDERS, End::Application) => enrol_sender(ctx, socket, key),
         _ => None,
     }
@@ -54,7 +55,7 @@ fn look(ctx: &SockIter) -> Option<()> {
 #[inline(always)]
 fn end_of(ctx: &SockIter, switch: &Switch, key: &FlowKey) -> Option<End> {
     if switch.probe_port != 0 {
-        let is = |port: u16| u32::from(port) == switch.probe_port;
+        let is = |port: u16| u64::from(port) == switch.probe_port;
         return match (is(key.remote.port.host()), is(key.local.port.host())) {
             (true, false) => Some(End::Application),
             (false, true) => Some(End::Proxy),
@@ -73,15 +74,16 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
     let blocks = !socket.is_nonblocking()?;
     let zero_copy = socket.is_zero_copy()?;
     let mut leg = ctx.leg();
-    if let Some(leg) = leg.as_deref_mut().filter(|leg| leg.receiver != 0) {
+    if let Some(leg) = leg.as_deref_mut().filter(|leg| leg.other != 0) {
         // `connect(AF_UNSPEC)` and another connection on the same socket.
-        let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.receiver).is_end_of(&leg.key) == Some(true);
+        let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.other).is_end_of(&leg.key) == Some(true);
         return keep(ctx, socket, leg, switch.on != 0 && !blocks && !zero_copy && same);
     }
-    let before = leg.as_ref().map_or(Carried::default(), |leg| leg.carried);
-    let all = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
+    let (before, departures) = leg.as_ref().map_or((Carried::default(), 0), |leg| (leg.before, leg.departures));
+    let all = carried_by_tcp(socket)?;
     let carried = all.since(before);
-    if switch.on == 0 || carried.bytes < switch.worth || socket.is_shut_down()? || !socket.is_established()? {
+    let worth = carried.is_worth(switch.worth, departures);
+    if switch.on == 0 || !worth || socket.is_shut_down()? || !socket.is_established()? {
         return None;
     }
     if blocks {
@@ -97,7 +99,7 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         count(ctx, Counter::EnrolSmall);
         if let Some(leg) = leg {
             // It has known better days: the next bytes are judged by themselves.
-            leg.carried = all;
+            leg.before = all;
         }
         return None;
     }
@@ -109,31 +111,35 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         count(ctx, Counter::EnrolBusy);
         return None;
     }
-    if CANDIDATES.insert(key, Candidate::default(), 0).is_err() {
-        count(ctx, Counter::EnrolFull);
-    }
-    if switch.answers != 0 && CANDIDATES.insert(key.reversed(), Candidate { receiver: socket.address() }, 0).is_err() {
+    let candidate = Candidate { sender: socket.address(), receiver: 0 };
+    if CANDIDATES.insert(key, candidate, 0).is_err() {
         count(ctx, Counter::EnrolFull);
     }
     None
+}
+
+/// What it has sent, and TCP knows of.
+#[inline(always)]
+fn carried_by_tcp(socket: KernelSocket) -> Option<Carried> {
+    Some(Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() })
 }
 
 /// Lets an enrolled end go if it may not stay, or if it loses by it. It is in the map as what it was when it was enrolled.
 #[inline(always)]
 fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> Option<()> {
     let key = leg.key.reversed();
-    let sent = leg.carried;
+    let sent = leg.sent;
     if may_stay && !sent.tells() || !may_change(ctx, socket)? {
         return None;
     }
-    leg.carried = Carried::default();
+    leg.sent = Sent::default();
     if may_stay && !sent.loses() {
         return None;
     }
     let nothing_moves = || {
         // The map alone: no thread is in a call that may have something redirected.
         let unused = socket.users()? <= 1;
-        Some(unused && Kernel::get()?.socket(leg.receiver).waiting()?.messages == 0)
+        Some(unused && Kernel::get()?.socket(leg.other).waiting()?.messages == 0)
     };
     if nothing_moves() != Some(true) {
         note_mixing(&key, Mixing::Always);
@@ -143,35 +149,46 @@ fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> 
     ctx.release((&raw const SENDERS).cast(), key);
     count(ctx, Counter::EnrolUndone);
     if may_stay {
-        // What it carried in better days does not bring it back.
-        leg.receiver = 0;
-        leg.carried = Carried { bytes: socket.acknowledged()?, messages: socket.segments()?.into() };
+        leg.other = 0;
+        leg.departures += 1;
+        leg.before = carried_by_tcp(socket)?;
     } else {
         ctx.forget();
     }
     None
 }
 
+/// Lets a proxy's end go to which nothing can come past TCP any more: its other end has been let go, or was never enrolled, and no
+/// thread is in a call on it as what it was, for that would hold what the sockmap kept. Enrolled it costs each receive some look-ups.
 #[inline(always)]
-fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> Option<()> {
-    let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
-    // SAFETY: one aligned word, written by the step before.
-    let other = unsafe { CANDIDATES.get(key) }.map_or(0, |other| other.receiver);
-    // One whose way back found no room stays out: half of it on the fast path would look like all of it.
-    if switch.answers != 0 && other == 0 {
+fn rest(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
+    let leg = ctx.leg()?;
+    let sender = Kernel::get()?.socket(leg.other);
+    let may_go = sender.is_end_of(&leg.key)? && !sender.is_used_otherwise()?;
+    if !may_go || socket.waiting()?.messages != 0 || !may_change(ctx, socket)? {
         return None;
     }
-    let leg = Leg { key: key.reversed(), receiver: other, carried: Carried::default() };
+    ctx.release((&raw const RECEIVERS).cast(), key);
+    ctx.forget();
+    None
+}
+
+#[inline(always)]
+fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
+    let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
+    // SAFETY: a value of the map, which stays allocated while the program runs (RCU), written by the step before.
+    let other = unsafe { (*candidate).sender };
     if !ctx.is_enrolled() {
         if socket.is_layered()? || !may_change(ctx, socket)? {
             return None;
         }
+        let leg = Leg::new(key.reversed(), other);
         let answer = ctx.enrol((&raw const RECEIVERS).cast(), key, leg);
         if !count_answer(ctx, answer) {
             return None;
         }
     }
-    // SAFETY: a value of the map, which stays allocated while the program runs (RCU).
+    // SAFETY: as above.
     unsafe { (*candidate).receiver = socket.address() };
     None
 }
@@ -180,11 +197,16 @@ fn enrol_receiver(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: Fl
 fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     // SAFETY: one aligned word, written by the step before.
     let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
-    let enrolled = ctx.leg().is_some_and(|leg| leg.receiver != 0);
+    // One that was let go has one.
+    let known = ctx.leg();
+    let enrolled = known.as_ref().is_some_and(|leg| leg.other != 0);
     if receiver == 0 || !socket.is_nonblocking()? || socket.is_zero_copy()? || enrolled || !may_change(ctx, socket)? {
         return None;
     }
-    let leg = Leg { key: key.reversed(), receiver, carried: Carried::default() };
+    let mut leg = Leg::new(key.reversed(), receiver);
+    if let Some(known) = known {
+        leg.departures = known.departures;
+    }
     let answer = ctx.enrol((&raw const SENDERS).cast(), key, leg);
     if count_answer(ctx, answer) {
         count(ctx, Counter::EnrolDone);

@@ -43,10 +43,11 @@ fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
         count(ctx, Counter::FastUnknown);
         return PASS;
     };
-    leg.carried.bytes += u64::from(message.bytes());
-    leg.carried.messages += 1;
+    leg.sent.all.bytes += u64::from(message.bytes());
+    leg.sent.all.messages += 1;
     let refusal = match judge(&message, leg) {
         Ok(()) if message.redirect(leg, receivers) => {
+            leg.sent.past += 1;
             count(ctx, Counter::FastRedirected);
             return PASS;
         }
@@ -74,7 +75,7 @@ fn told(message: &Message<'_>, leg: &Leg, refusal: Refusal) -> Option<Mixing> {
     /// The map, and this call.
     const ALONE: u32 = 2;
     let kernel = Kernel::get()?;
-    let waiting = kernel.socket(leg.receiver).waiting()?;
+    let waiting = kernel.socket(leg.other).waiting()?;
     Some(mixing(refusal, waiting, message.sender(kernel)?.users()? <= ALONE))
 }
 
@@ -82,7 +83,7 @@ fn told(message: &Message<'_>, leg: &Leg, refusal: Refusal) -> Option<Mixing> {
 fn facts(message: &Message<'_>, leg: &Leg) -> Option<Facts> {
     let kernel = Kernel::get()?;
     let sender = message.sender(kernel)?;
-    let receiver = kernel.socket(leg.receiver);
+    let receiver = kernel.socket(leg.other);
     // `connect(AF_UNSPEC)` leaves a socket in the map and its port to others, to whom the receiver or its address may belong by now.
     if !sender.is_end_of(&leg.key.reversed())? || !receiver.is_end_of(&leg.key)? {
         return None;

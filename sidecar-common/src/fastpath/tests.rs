@@ -119,18 +119,35 @@ fn only_large_writes_gain() {
 
 /// What lies between neither comes nor goes.
 #[test]
-fn only_many_small_messages_lose() {
-    for (bytes, messages, loses) in [
-        (0, 0, false),
-        (63, 63, false),
-        (64, 64, true),
-        (64 * LEAST_MESSAGE - 1, 64, true),
-        (64 * LEAST_MESSAGE, 64, false),
-        (1000 * WORTH_SEGMENT - 1, 1000, false),
+fn many_messages_lose_that_are_small_or_go_by_tcp_all_the_same() {
+    const LARGE: u64 = 64 * LEAST_MESSAGE;
+    for (bytes, messages, past, loses) in [
+        (0, 0, 0, false),
+        (63, 63, 63, false),
+        (64, 64, 64, true),
+        (LARGE - 1, 64, 64, true),
+        (LARGE, 64, 64, false),
+        (LARGE, 64, 8, false),
+        (LARGE, 64, 7, true),
+        (u64::MAX, 64, 0, true),
+        (u64::MAX, 63, 0, false),
+        (1000 * WORTH_SEGMENT - 1, 1000, 1000, false),
     ] {
-        let carried = Carried { bytes, messages };
-        assert_eq!((carried.loses(), carried.gains() && messages != 0), (loses, false), "{carried:?}");
+        let sent = Sent { all: Carried { bytes, messages }, past };
+        assert_eq!(sent.loses(), loses, "{sent:?}");
     }
+}
+
+#[test]
+fn what_was_let_go_must_carry_much_more_to_come_back() {
+    let worth = |bytes, departures| Carried { bytes, messages: 1 }.is_worth(WORTH_BYTES, departures);
+    for (departures, least) in [(0, WORTH_BYTES), (1, 64 << 20), (2, 16 << 30), (3, 4 << 40)] {
+        assert_eq!((worth(least - 1, departures), worth(least, departures)), (false, true), "{departures}");
+    }
+    assert!(!worth(u64::MAX, 7) && !worth(u64::MAX, u64::MAX));
+    // The probe's come with nothing, and while it is decided nothing comes.
+    let bytes = |bytes| Carried { bytes, messages: 0 };
+    assert!(bytes(0).is_worth(0, 0) && !bytes(u64::MAX - 1).is_worth(u64::MAX, 0));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use sidecar_tests::{
         sys,
     },
     cases::net::{TO_V4, accept, listen},
-    harness::{PATIENCE, bpf, eventually, patient},
+    harness::{PATIENCE, Wedge, bpf, eventually, patient},
 };
 use socket2::Socket;
 
@@ -103,5 +103,57 @@ fn fastpath_lets_go_of_a_half_closed_connection() -> Result<()> {
         answer.join().expect("it writes")?;
         ensure!(got.len() == ANSWER && got.iter().all(|byte| *byte == b'a'), "{} bytes", got.len());
     }
+    Ok(())
+}
+
+/// What is sent as fast as it goes to a proxy that does not follow is judged for nothing: something by TCP is always unread before it.
+/// Both ends leave, and it must carry much more to come back than another to come.
+#[test]
+fn fastpath_lets_go_of_both_ends_of_a_stream_that_never_comes_past_tcp() -> Result<()> {
+    let at = SocketAddr::new(TO_V4.ip(), 8090);
+    let Some(mut stage) = Stage::with("acceleration: force\nproxy: { workers: 1 }\n")? else { return Ok(()) };
+    let listener = stage.world.server.netns().run(|| listen(at))??;
+    let (handle, _) = stage.app.open(at)?;
+    let (mut server, _) = accept(&listener)?;
+    let (mut received, mut taken) = (0, vec![0; 1 << 20]);
+    let mut catch_up = |sent: u64| -> Result<()> {
+        while received < sent {
+            received += server.read(&mut taken)? as u64;
+        }
+        Ok(())
+    };
+    catch_up(stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved)?;
+    stage.await_connections(1)?;
+    let let_go = eventually(patient(PATIENCE), || {
+        let mut rush = || {
+            let carrier = Wedge::new(stage.sidecar.worker()?, "worker-0")?;
+            // So much waits then that the next goes by TCP, and all that follows.
+            stage.app.must(Order::Flood(handle, 500_000, 500_000))?;
+            stage.app.must(Order::Flood(handle, 20_000, 100_000))?;
+            let sent = stage.app.must(Order::Flood(handle, 4000, 400_000))?.moved;
+            drop(carrier);
+            catch_up(sent)
+        };
+        rush().is_ok() && stage.connections().is_ok_and(|connections| connections == 0)
+    });
+    ensure!(let_go, "{}", stage.sidecar.verdicts());
+    let (quiet, enrolled) = (stage.redirected()?, stage.sidecar.verdict("enrol", "enrolled", "worth")?);
+    let gone = || bpf::map_entries(stage.sidecar.process.pid(), "RECEIVERS").is_ok_and(|entries| entries == 0);
+    ensure!(eventually(patient(PATIENCE), gone), "the proxy's end stays{}", stage.sidecar.verdicts());
+    // Nothing is unread any more: each of these could go past TCP.
+    for _ in 0..4 {
+        catch_up(stage.app.must(Order::Flood(handle, 100_000, 100_000))?.moved)?;
+    }
+    // A look takes another, and not this one.
+    let (other, _) = stage.app.open(TO_V4)?;
+    stage.await_enrolled(other)?;
+    ensure!(stage.sidecar.verdict("enrol", "enrolled", "worth")? == enrolled + 1, "{}", stage.sidecar.verdicts());
+    stage.app.must(Order::Close(other))?;
+    stage.await_connections(0)?;
+    let before = stage.redirected()?;
+    catch_up(stage.app.must(Order::Flood(handle, 100_000, 100_000))?.moved)?;
+    ensure!(quiet > 0 && stage.redirected()? == before, "{}", stage.sidecar.verdicts());
+    stage.app.must(Order::Finish(handle))?;
+    ensure!(server.read(&mut [0])? == 0, "more than was sent");
     Ok(())
 }

@@ -144,7 +144,7 @@ impl Engine {
     /// Takes for legs what connects to this port, however little it has carried; `None`: what the capture noted, if it has carried
     /// `worth` bytes.
     pub(super) fn look_for(&mut self, probe_port: Option<u16>, worth: u64) -> Result<(), Error> {
-        self.switch.probe_port = probe_port.map_or(0, u32::from);
+        self.switch.probe_port = probe_port.map_or(0, u64::from);
         self.switch.worth = worth;
         self.write()
     }
@@ -182,7 +182,6 @@ impl Engine {
     /// program from the map when it comes in. The program is loaded for that time only.
     pub(super) fn with_answers<T>(&mut self, probe: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
         let receivers = self.maps.receivers()?;
-        self.switch.answers = 1;
         let answers = message_program(&mut self.ebpf, ANSWER_PROGRAM);
         let attached = answers.and_then(|program| {
             program.load()?;
@@ -194,7 +193,6 @@ impl Engine {
             unloaded => unloaded.map_err(refused(ANSWER_PROGRAM)),
         };
         // Whatever the probe came to.
-        self.switch.answers = 0;
         self.turn(false)?;
         outcome.and_then(|outcome| gone.map(|()| outcome))
     }
