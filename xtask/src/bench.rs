@@ -153,24 +153,39 @@ fn chosen<T: PartialEq, const N: usize>(all: [T; N], only: &[Only], of: impl Fn(
 }
 
 fn rounds(samples: &mut Samples, kit: &Kit, modes: &[Mode], groups: &[Group], extent: Extent) -> Result<()> {
+    let together: Vec<_> = modes.iter().copied().filter(|mode| mode.has(Group::FastPath)).collect();
     for round in 0..extent.rounds {
         for turn in 0..modes.len() {
             let mode = modes[(round + turn) % modes.len()];
-            let begin = Instant::now();
-            eprint!("round {}/{}  {:19}", round + 1, extent.rounds, mode.name());
-            let measured =
-                World::new("bench").and_then(|world| measure::all(samples, kit, &world, mode, groups, extent));
-            interrupt::check()?;
-            match measured {
-                Ok(()) => eprintln!("{:6.1} s", begin.elapsed().as_secs_f64()),
-                Err(err) => {
-                    eprintln!("not measured: {err:#}");
-                    samples.fail(mode, &err);
-                }
+            if !groups.iter().any(|group| *group != Group::FastPath && mode.has(*group)) {
+                continue;
             }
+            let name = format!("round {}/{}  {:19}", round + 1, extent.rounds, mode.name());
+            let measured = timed(&name, || measure::all(samples, kit, &World::new("bench")?, mode, groups, extent))?;
+            if let Err(err) = measured {
+                samples.fail(mode, &err);
+            }
+        }
+        if groups.contains(&Group::FastPath) && !together.is_empty() {
+            let name = format!("round {}/{}  {:19}", round + 1, extent.rounds, Group::FastPath.name());
+            // What failed is noted.
+            let _ = timed(&name, || event_loops::side_by_side(samples, kit, &together, extent))?;
         }
     }
     Ok(())
+}
+
+/// Says how long it took, or why it was not measured; fails when a signal to stop has come.
+fn timed(name: &str, measure: impl FnOnce() -> Result<()>) -> Result<Result<()>> {
+    let begin = Instant::now();
+    eprint!("{name}");
+    let measured = measure();
+    interrupt::check()?;
+    match &measured {
+        Ok(()) => eprintln!("{:6.1} s", begin.elapsed().as_secs_f64()),
+        Err(err) => eprintln!("not measured: {err:#}"),
+    }
+    Ok(measured)
 }
 
 /// A thousand connections through a proxy are two thousand descriptors; children inherit the limit.

@@ -1,15 +1,29 @@
 //! Clients and servers that never block, some time after they began: what is slow to be worth it has become so.
+//!
+//! What is compared differs by hundredths, and the machine's speed by more from one second to the next. So all modes are set up at
+//! once, and each figure is measured in one after the other before the next figure is.
 
 use super::{
+    Extent,
     figure::Figure,
-    measure::{Cpu, Round, STREAM_LIMIT},
+    measure::{Cpu, STREAM_LIMIT},
     mode::Mode,
+    rig::{Kit, Rig},
+    samples::Samples,
 };
-use crate::load::{bulk, serve};
-use anyhow::Result;
+use crate::{
+    interrupt,
+    load::{bulk, serve},
+    world::World,
+};
+use anyhow::{Context, Result};
 
 /// Seconds before the measured span.
 const WARM_UP: &str = "1.5";
+/// A stream must be much longer than it takes to find out whether it is worth it.
+const STREAM: &str = "3000000000";
+/// How often each figure is measured in each mode in one round.
+const TURNS: usize = 4;
 
 /// Requests of one kind, and the figures that they give.
 struct Case {
@@ -48,44 +62,94 @@ const CASES: [Case; 7] = [
     case!("4096", "1", "65536", Turned4096P50, Turned4096Cpu, Turned4096CpuAll, Turned4096Past),
 ];
 
-impl Round<'_> {
-    /// Measures them all.
-    pub(super) fn event_loops(&mut self) -> Result<()> {
-        for case in &CASES {
-            let before = self.rig.past_tcp()?;
-            let args = ["round-trip", "--connections", case.connections, "--bytes", case.bytes, "--warm-up", WARM_UP];
-            let report = self.latencies(&[&args[..], &["--warm-up-bytes", case.before]].concat())?;
-            let (used, operations) = (Cpu::of(&report.cpu_us)?, report.operations as f64);
-            self.add(case.p50, report.p50_us);
-            self.add_proxies(case.cpu, used.proxies / operations);
-            self.add(case.cpu_all, used.pods / operations);
-            // Of the requests before the span too, which are not counted as operations.
-            self.add_past(case.past, (self.rig.past_tcp()? - before) / operations);
+/// What one mode gave in one turn.
+type Measured = Vec<(Figure, f64)>;
+
+/// Sets these modes up and measures them all in one round. What fails ends the round: what is compared has as many values.
+pub(super) fn side_by_side(samples: &mut Samples, kit: &Kit, modes: &[Mode], extent: Extent) -> Result<()> {
+    let worlds = modes.iter().map(|mode| World::new(&format!("bench-{}", mode.name()))).collect::<Result<Vec<_>>>()?;
+    let mut rigs = vec![];
+    for (mode, world) in modes.iter().zip(&worlds) {
+        let set = Rig::set(kit, world, *mode).and_then(|mut rig| rig.start().map(|_| rig));
+        rigs.push(set.inspect_err(|err| samples.fail(*mode, err))?);
+    }
+    for case in &CASES {
+        in_turns(samples, &mut rigs, |rig| requests(rig, case, extent))?;
+    }
+    for way in [Way::UP, Way::DOWN] {
+        in_turns(samples, &mut rigs, |rig| stream(rig, &way))?;
+    }
+    rigs.iter().try_for_each(|rig| rig.prove_fast_path().inspect_err(|err| samples.fail(rig.mode, err)))
+}
+
+fn in_turns(samples: &mut Samples, rigs: &mut [Rig<'_>], measure: impl Fn(&Rig<'_>) -> Result<Measured>) -> Result<()> {
+    for _ in 0..TURNS {
+        let mut all = vec![];
+        rigs.rotate_left(1);
+        for rig in &mut *rigs {
+            let measured = measure(rig).or_else(|err| {
+                interrupt::check()?;
+                // A proxy that has died says more than the client that noticed.
+                Err(rig.check().err().unwrap_or(err))
+            });
+            all.push((rig.mode, measured.inspect_err(|err| samples.fail(rig.mode, err))?));
         }
-        use Figure::{
-            EventBulk, EventBulkCpuAll, EventBulkDown, EventBulkDownCpuAll, EventBulkDownPast, EventBulkPast,
-        };
-        self.stream(serve::SINK, &[], [EventBulk, EventBulkCpuAll, EventBulkPast])?;
-        self.stream(serve::SOURCE, &["--down"], [EventBulkDown, EventBulkDownCpuAll, EventBulkDownPast])?;
-        self.rig.prove_fast_path()
-    }
-
-    /// As fast as it goes.
-    fn stream(&mut self, port: u16, way: &[&str], [speed, cpu_all, past]: [Figure; 3]) -> Result<()> {
-        let before = self.rig.past_tcp()?;
-        let (bytes, gigabytes) = (self.extent.bytes.to_string(), self.extent.bytes as f64 / 1e9);
-        let args = [&["bulk", "--bytes", &bytes, "--non-blocking"], way].concat();
-        let report: bulk::Report = self.client(port, &args, STREAM_LIMIT)?;
-        self.add(speed, gigabytes / report.seconds);
-        self.add(cpu_all, Cpu::of(&report.cpu_us)?.pods / 1e6 / gigabytes);
-        self.add_past(past, (self.rig.past_tcp()? - before) / gigabytes);
-        Ok(())
-    }
-
-    /// Without the fast path it is none.
-    fn add_past(&mut self, figure: Figure, messages: f64) {
-        if self.mode == Mode::SidecarFast {
-            self.add(figure, messages);
+        for (mode, figures) in all {
+            figures.into_iter().for_each(|(figure, value)| samples.add(figure, mode, value));
         }
     }
+    Ok(())
+}
+
+fn requests(rig: &Rig<'_>, case: &Case, extent: Extent) -> Result<Measured> {
+    let before = rig.past_tcp()?;
+    let args = ["round-trip", "--connections", case.connections, "--bytes", case.bytes, "--warm-up", WARM_UP];
+    let report = rig.latencies(&[&args[..], &["--warm-up-bytes", case.before]].concat(), extent.seconds)?;
+    let (used, operations) = (Cpu::of(&report.cpu_us)?, report.operations as f64);
+    // Of the requests before the span too, which are not counted as operations.
+    let past = past(rig, before, operations)?.map(|past| (case.past, past));
+    let figures =
+        [(case.p50, report.p50_us), (case.cpu, used.proxies / operations), (case.cpu_all, used.pods / operations)];
+    Ok(figures.into_iter().chain(past).collect())
+}
+
+/// A stream, and the figures that it gives.
+struct Way {
+    port: u16,
+    args: &'static [&'static str],
+    speed: Figure,
+    cpu_all: Figure,
+    past: Figure,
+}
+
+impl Way {
+    const UP: Self = Self {
+        port: serve::SINK,
+        args: &["bulk", "--bytes", STREAM, "--non-blocking"],
+        speed: Figure::EventBulk,
+        cpu_all: Figure::EventBulkCpuAll,
+        past: Figure::EventBulkPast,
+    };
+    const DOWN: Self = Self {
+        port: serve::SOURCE,
+        args: &["bulk", "--bytes", STREAM, "--non-blocking", "--down"],
+        speed: Figure::EventBulkDown,
+        cpu_all: Figure::EventBulkDownCpuAll,
+        past: Figure::EventBulkDownPast,
+    };
+}
+
+/// As fast as it goes.
+fn stream(rig: &Rig<'_>, way: &Way) -> Result<Measured> {
+    let gigabytes = STREAM.parse::<f64>().context("a number of bytes")? / 1e9;
+    let before = rig.past_tcp()?;
+    let report: bulk::Report = rig.client(way.port, way.args, STREAM_LIMIT)?;
+    let cpu = Cpu::of(&report.cpu_us)?.pods / 1e6 / gigabytes;
+    let past = past(rig, before, gigabytes)?.map(|past| (way.past, past));
+    Ok([(way.speed, gigabytes / report.seconds), (way.cpu_all, cpu)].into_iter().chain(past).collect())
+}
+
+/// Messages that went past TCP since `before`, for each of so many.
+fn past(rig: &Rig<'_>, before: Option<f64>, of: f64) -> Result<Option<f64>> {
+    Ok(before.zip(rig.past_tcp()?).map(|(before, now)| (now - before) / of))
 }

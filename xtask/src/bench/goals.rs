@@ -3,7 +3,7 @@
 use super::{
     figure::Figure,
     mode::{Mode, Pair},
-    samples::Samples,
+    samples::{Samples, Summary},
 };
 
 /// Upper bounds in the figure's own unit.
@@ -38,7 +38,7 @@ pub(super) fn lines(samples: &Samples) -> Vec<String> {
         let ratio = samples.ratio(*figure, Mode::Sidecar, Mode::Envoy)?;
         Some(format!("{} {}: {ratio:.2} of Envoy's, {AIM}", mark(ratio <= 1.0), figure.label()))
     });
-    limits.chain(added).chain(compared).chain(mtls(samples)).collect()
+    limits.chain(added).chain(compared).chain(mtls(samples)).chain(fast_path(samples)).collect()
 }
 
 /// With mutual TLS, against Envoy with mutual TLS.
@@ -64,6 +64,45 @@ fn mtls(samples: &Samples) -> Vec<String> {
     let hybrid =
         hybrid.map(|ratio| format!("  X25519MLKEM768 makes a connection's CPU {ratio:.2} of what it is without"));
     added.chain(connects).chain(bulk).chain(hybrid).collect()
+}
+
+/// Each exchange and stream with the fast path, against the same without it just before or after.
+fn fast_path(samples: &Samples) -> Vec<String> {
+    /// What is to gain, by so much; everything else must not lose.
+    const GAINS: [(Figure, f64); 4] = [
+        (Figure::Event65536x1P50, 0.8),
+        (Figure::Event65536x1CpuAll, 0.8),
+        (Figure::EventBulk, 1.5),
+        (Figure::EventBulkDown, 1.5),
+    ];
+    const NO_WORSE: [Figure; 14] = [
+        Figure::Event64x1P50,
+        Figure::Event64x1CpuAll,
+        Figure::Event4096x1P50,
+        Figure::Event4096x1CpuAll,
+        Figure::Event1024x64P50,
+        Figure::Event1024x64CpuAll,
+        Figure::Event1024x1000P50,
+        Figure::Event1024x1000CpuAll,
+        Figure::Turned64P50,
+        Figure::Turned64CpuAll,
+        Figure::Turned4096P50,
+        Figure::Turned4096CpuAll,
+        Figure::EventBulkCpuAll,
+        Figure::EventBulkDownCpuAll,
+    ];
+    /// What two runs of the same differ by at the least.
+    const ALIKE: f64 = 0.01;
+    let line = |figure: Figure, wanted: f64, slack: f64| {
+        let Summary { median, min, max } = samples.paired(figure, Mode::SidecarFast, Mode::Sidecar)?;
+        let (reached, bound) =
+            if wanted > 1.0 { (median >= wanted, "at least") } else { (median <= wanted + slack, "at most") };
+        let name = figure.label();
+        let of = format!("{median:.2} [{min:.2}–{max:.2}] of what it is without");
+        Some(format!("{} fast path, {name}: {of}, {bound} {wanted}", mark(reached)))
+    };
+    let gains = GAINS.into_iter().filter_map(|(figure, wanted)| line(figure, wanted, 0.0));
+    gains.chain(NO_WORSE.into_iter().filter_map(|figure| line(figure, 1.0, ALIKE))).collect()
 }
 
 const AIM: &str = "at most 1, aim 0.5";

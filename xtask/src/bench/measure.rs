@@ -4,7 +4,7 @@ use super::{
     Extent,
     figure::{Figure, Group},
     mode::Mode,
-    rig::{Kit, Rig, time_told},
+    rig::{GRACE, Kit, Rig, time_told},
     samples::Samples,
 };
 use crate::{
@@ -12,13 +12,10 @@ use crate::{
     load::{READY, bulk, latency, now_us, probe::Path as Way, serve},
     world::{World, memory::Memory, pod::Place, wait},
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use nix::sys::signal::Signal;
-use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// What the clients need on top of the measured span: start, connections, warm-up, on a loaded machine.
-const GRACE: Duration = Duration::from_secs(30);
 /// A stream slower than this is not worth waiting for.
 pub(super) const STREAM_LIMIT: Duration = Duration::from_secs(120);
 /// How long a proxy may take to stop: more than the sidecar's drain deadline.
@@ -44,7 +41,7 @@ pub(super) fn all(
         start.into_iter().for_each(|start| round.add(Figure::Start, start));
     }
     // Memory first: what a heap has grown to under load, it keeps. Lifecycle last: it ends the proxies.
-    for group in [Group::Memory, Group::RoundTrip, Group::Connect, Group::Bulk, Group::FastPath, Group::Lifecycle] {
+    for group in [Group::Memory, Group::RoundTrip, Group::Connect, Group::Bulk, Group::Lifecycle] {
         if !groups.contains(&group) || !mode.has(group) {
             continue;
         }
@@ -53,7 +50,8 @@ pub(super) fn all(
             Group::RoundTrip => round.round_trips(),
             Group::Connect => round.connects(),
             Group::Bulk => round.streams(),
-            Group::FastPath => round.event_loops(),
+            // Of all modes at once: `event_loops`.
+            Group::FastPath => Ok(()),
             Group::Lifecycle => round.stop(),
         };
         if let Err(err) = measured {
@@ -67,11 +65,11 @@ pub(super) fn all(
 }
 
 /// What is measured of one mode in one round.
-pub(super) struct Round<'a> {
-    pub(super) rig: Rig<'a>,
+struct Round<'a> {
+    rig: Rig<'a>,
     samples: &'a mut Samples,
-    pub(super) mode: Mode,
-    pub(super) extent: Extent,
+    mode: Mode,
+    extent: Extent,
 }
 
 /// CPU microseconds of the proxies, and of both pods with their applications.
@@ -91,34 +89,19 @@ impl Cpu {
 }
 
 impl Round<'_> {
-    pub(super) fn add(&mut self, figure: Figure, value: f64) {
+    fn add(&mut self, figure: Figure, value: f64) {
         self.samples.add(figure, self.mode, value);
     }
 
     /// The CPU time of proxies means something only where there are any.
-    pub(super) fn add_proxies(&mut self, figure: Figure, value: f64) {
+    fn add_proxies(&mut self, figure: Figure, value: f64) {
         if self.mode != Mode::Direct {
             self.add(figure, value);
         }
     }
 
-    /// Runs a client that measures and gives its report.
-    pub(super) fn client<T: DeserializeOwned>(&self, port: u16, args: &[&str], limit: Duration) -> Result<T> {
-        let cgroups = self.rig.cgroups();
-        let cpu: Vec<_> = cgroups.iter().flat_map(|path| ["--cpu", path]).collect();
-        let output = self.rig.start_client("client", port, &[args, &cpu].concat())?.finish(limit)?;
-        serde_json::from_str(&output).with_context(|| format!("the report of a client is not JSON: {output}"))
-    }
-
-    fn span(&self) -> (String, Duration) {
-        (self.extent.seconds.to_string(), Duration::from_secs_f64(self.extent.seconds) + GRACE)
-    }
-
-    pub(super) fn latencies(&self, args: &[&str]) -> Result<latency::Report> {
-        let (seconds, limit) = self.span();
-        let report: latency::Report = self.client(serve::ECHO, &[args, &["--seconds", &seconds]].concat(), limit)?;
-        ensure!(report.operations > 0, "no request was answered within {seconds} s");
-        Ok(report)
+    fn latencies(&self, args: &[&str]) -> Result<latency::Report> {
+        self.rig.latencies(args, self.extent.seconds)
     }
 
     fn round_trips(&mut self) -> Result<()> {
@@ -168,7 +151,7 @@ impl Round<'_> {
             (serve::SINK, &up[..], BulkUp, BulkUpCpu, BulkUpCpuAll),
             (serve::SOURCE, &down[..], BulkDown, BulkDownCpu, BulkDownCpuAll),
         ] {
-            let report: bulk::Report = self.client(port, args, STREAM_LIMIT)?;
+            let report: bulk::Report = self.rig.client(port, args, STREAM_LIMIT)?;
             let used = Cpu::of(&report.cpu_us)?;
             self.add(speed, gigabytes / report.seconds);
             self.add_proxies(cpu, used.proxies / 1e6 / gigabytes);

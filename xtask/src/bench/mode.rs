@@ -153,7 +153,9 @@ impl Mode {
     /// Whether these figures say something about it that those of another mode do not.
     pub(super) fn has(self, group: Group) -> bool {
         match group {
-            Group::FastPath => matches!(self, Self::Sidecar | Self::SidecarFast | Self::SidecarExcluded),
+            Group::FastPath => {
+                matches!(self, Self::Envoy | Self::Sidecar | Self::SidecarFast | Self::SidecarExcluded)
+            }
             _ if matches!(self, Self::SidecarFast | Self::SidecarExcluded) => false,
             Group::Connect => true,
             Group::Lifecycle => !self.is_mtls(),

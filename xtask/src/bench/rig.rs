@@ -6,7 +6,7 @@ use super::{
     mode::Mode,
 };
 use crate::{
-    load::{READY, now_us, probe::Path as Way, serve},
+    load::{READY, latency, now_us, probe::Path as Way, serve},
     world::{
         CLIENT, SERVER, World,
         memory::Memory,
@@ -17,6 +17,7 @@ use crate::{
 };
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum;
+use serde::de::DeserializeOwned;
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -54,12 +55,14 @@ impl Kit {
 
 /// A cold start on a loaded machine.
 const START_LIMIT: Duration = Duration::from_secs(15);
+/// What clients need on top of the measured span: start, connections, warm-up, on a loaded machine.
+pub(super) const GRACE: Duration = Duration::from_secs(30);
 
 /// The pods, the bench's servers, and the mode's proxies.
 pub(super) struct Rig<'a> {
     kit: &'a Kit,
     pub(super) world: &'a World,
-    mode: Mode,
+    pub(super) mode: Mode,
     /// The proxy in the client pod.
     pub(super) client: Option<Process>,
     /// The proxy in the server pod.
@@ -156,8 +159,15 @@ impl<'a> Rig<'a> {
         Ok(sidecar::metrics(server)?.sum(sidecar::VERDICTS, &sidecar::INBOUND))
     }
 
-    /// Messages that went past TCP in both pods so far.
-    pub(super) fn past_tcp(&self) -> Result<f64> {
+    /// Messages that went past TCP in both pods so far; `None` where there is no fast path.
+    pub(super) fn past_tcp(&self) -> Result<Option<f64>> {
+        if self.mode != Mode::SidecarFast {
+            return Ok(None);
+        }
+        self.redirected().map(Some)
+    }
+
+    fn redirected(&self) -> Result<f64> {
         let labels = [("hook", "sk_msg"), ("verdict", "redirect")];
         let of = |pod| anyhow::Ok(sidecar::metrics(pod)?.sum(sidecar::VERDICTS, &labels));
         Ok(of(&self.world.client)? + of(&self.world.server)?)
@@ -165,7 +175,10 @@ impl<'a> Rig<'a> {
 
     /// Fails when the mode's messages went by TCP all the same, or past it where they should not.
     pub(super) fn prove_fast_path(&self) -> Result<()> {
-        let redirected = self.past_tcp()?;
+        if !self.mode.is_sidecar() {
+            return Ok(());
+        }
+        let redirected = self.redirected()?;
         // The probe itself redirects some hundred.
         ensure!((redirected > 1000.0) == (self.mode == Mode::SidecarFast), "{redirected} messages went past TCP");
         Ok(())
@@ -210,6 +223,22 @@ impl<'a> Rig<'a> {
         let to = self.to(port).to_string();
         let line = [&[&self.kit.xtask, "load"], args, &["--to", &to]].concat();
         Process::start(&self.world.client, Place::App, &self.world.folder, name, &line)
+    }
+
+    /// Runs a client that measures and gives its report.
+    pub(super) fn client<T: DeserializeOwned>(&self, port: u16, args: &[&str], limit: Duration) -> Result<T> {
+        let cgroups = self.cgroups();
+        let cpu: Vec<_> = cgroups.iter().flat_map(|path| ["--cpu", path]).collect();
+        let output = self.start_client("client", port, &[args, &cpu].concat())?.finish(limit)?;
+        serde_json::from_str(&output).with_context(|| format!("the report of a client is not JSON: {output}"))
+    }
+
+    /// The same with requests, for so many seconds.
+    pub(super) fn latencies(&self, args: &[&str], seconds: f64) -> Result<latency::Report> {
+        let (span, limit) = (seconds.to_string(), Duration::from_secs_f64(seconds) + GRACE);
+        let report: latency::Report = self.client(serve::ECHO, &[args, &["--seconds", &span]].concat(), limit)?;
+        ensure!(report.operations > 0, "no request was answered within {seconds} s");
+        Ok(report)
     }
 
     /// Starts a client that tells when connections go that way, and waits until it tries.

@@ -23,6 +23,16 @@ pub(super) struct Summary {
     pub(super) max: f64,
 }
 
+impl Summary {
+    /// `None` of nothing.
+    fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_unstable_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let (below, above) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+        Some(Self { median: f64::midpoint(below, above), min, max })
+    }
+}
+
 impl Samples {
     /// Adds a value of one round.
     pub(super) fn add(&mut self, figure: Figure, mode: Mode, value: f64) {
@@ -54,11 +64,16 @@ impl Samples {
 
     /// Sums the rounds up; `None` when it was never measured.
     pub(super) fn summary(&self, figure: Figure, mode: Mode) -> Option<Summary> {
-        let mut values = self.values(figure, mode).to_vec();
-        values.sort_unstable_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let (below, above) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-        Some(Summary { median: f64::midpoint(below, above), min, max })
+        Summary::of(self.values(figure, mode).to_vec())
+    }
+
+    /// One mode's values as multiples of another's that were measured just before or after them, where every value has its counterpart.
+    pub(super) fn paired(&self, figure: Figure, of: Mode, to: Mode) -> Option<Summary> {
+        let (of, to) = (self.values(figure, of), self.values(figure, to));
+        if of.len() != to.len() {
+            return None;
+        }
+        Summary::of(of.iter().zip(to).map(|(of, to)| of / to).collect())
     }
 
     /// What the sidecar adds to a latency as a multiple of what Envoy adds.
@@ -95,6 +110,20 @@ mod tests {
         samples.add(Figure::Start, Mode::Envoy, 4.0);
         assert_eq!(summary(&samples), Some(Summary { median: 2.5, min: 1.0, max: 4.0 }));
         assert_eq!(samples.summary(Figure::Start, Mode::Direct), None);
+    }
+
+    #[test]
+    fn compares_what_was_measured_one_after_the_other() {
+        let mut samples = Samples::default();
+        // The machine became four times slower.
+        for (slow, fast) in [(10.0, 9.0), (40.0, 32.0), (40.0, 44.0)] {
+            samples.add(Figure::Event64x1P50, Mode::Sidecar, slow);
+            samples.add(Figure::Event64x1P50, Mode::SidecarFast, fast);
+        }
+        let paired = |samples: &Samples| samples.paired(Figure::Event64x1P50, Mode::SidecarFast, Mode::Sidecar);
+        assert_eq!(paired(&samples), Some(Summary { median: 0.9, min: 0.8, max: 1.1 }));
+        samples.add(Figure::Event64x1P50, Mode::Sidecar, 10.0);
+        assert_eq!(paired(&samples), None);
     }
 
     #[test]

@@ -33,13 +33,16 @@ pub(super) struct Summary {
     by_fault: BTreeMap<Fault, Row>,
     between: Row,
     all: Row,
+    /// Requests that failed although nothing was going on, and what had: for whoever looks for the reason.
+    stray: Vec<String>,
     rate: u64,
 }
 
 impl Summary {
     /// Of everything that was due until `end`.
     pub(super) fn of(soak: &Soak, rate: u64, end: u64) -> Self {
-        let mut summary = Self { by_fault: BTreeMap::new(), between: Row::default(), all: Row::default(), rate };
+        let mut summary =
+            Self { by_fault: BTreeMap::new(), between: Row::default(), all: Row::default(), stray: Vec::new(), rate };
         for made in &soak.made {
             for row in [summary.by_fault.entry(made.fault).or_default(), &mut summary.all] {
                 row.times += 1;
@@ -51,6 +54,8 @@ impl Summary {
             summary.row(&soak.made, outcome.due).add(outcome);
             summary.all.add(outcome);
         }
+        summary.stray =
+            soak.ledger.outcomes.iter().filter(counted).filter_map(|outcome| stray(soak, outcome)).collect();
         summary.gaps(soak, end);
         summary.nothing_is_missing(soak, rate, end);
         summary
@@ -58,9 +63,8 @@ impl Summary {
 
     /// The row of this moment.
     fn row(&mut self, made: &[Made], at: u64) -> &mut Row {
-        let fault = made.iter().find(|made| (made.begin..=made.back + AFTER).contains(&at)).map(|made| made.fault);
-        match fault {
-            Some(fault) => self.by_fault.entry(fault).or_default(),
+        match made.iter().find(|made| made.lasts(at)) {
+            Some(made) => self.by_fault.entry(made.fault).or_default(),
             None => &mut self.between,
         }
     }
@@ -131,6 +135,7 @@ impl Summary {
         let mut faults: Vec<_> = self.all.faults.iter().collect();
         faults.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
         faults.iter().take(8).for_each(|(fault, times)| println!("{times:8} times {fault}"));
+        self.stray.iter().for_each(|stray| println!("between faults, {stray}"));
         println!(
             "served: {:.3} % of {} requests; worst gap {:.0} ms; {} streams broken; wrong bytes in {} exchanges",
             percent(self.all.served, self.all.requests),
@@ -160,9 +165,38 @@ impl Summary {
             "seed": seed, "minutes": args.minutes, "requests_per_second": args.rate, "streams": args.streams,
             "served_percent_of_an_hour_with_each_once": self.hour(|_| true),
             "served_percent_of_an_hour_with_network": self.hour_with_network(), "ended_early": soak.lost, "all": self.all.to_json(), "between_faults": self.between.to_json(),
+            "failed_between_faults": self.stray,
             "by_fault": rows, "faults": made.collect::<Vec<_>>(),
         })
     }
+}
+
+impl Made {
+    /// Whether what happens at this moment belongs to it.
+    fn lasts(&self, at: u64) -> bool {
+        (self.begin..=self.back + AFTER).contains(&at)
+    }
+}
+
+/// How a request failed that belongs to no fault.
+fn stray(soak: &Soak, outcome: &Outcome) -> Option<String> {
+    let (at, what) = (outcome.due, outcome.fault.as_ref()?);
+    if outcome.kind != Kind::Request || soak.made.iter().any(|made| made.lasts(at)) {
+        return None;
+    }
+    let after = soak.made.iter().rfind(|made| made.begin <= at).map_or_else(
+        || "before the first fault".to_owned(),
+        |made| {
+            format!(
+                "{:.0} ms after requests were answered again: {} ({})",
+                millis(at - made.back),
+                made.fault,
+                made.detail
+            )
+        },
+    );
+    let (due, took) = (seconds(at.saturating_sub(soak.begin)), millis(outcome.end.saturating_sub(at)));
+    Some(format!("{due:.1} s: {what} after {took:.0} ms, {after}"))
 }
 
 impl Row {
@@ -245,9 +279,23 @@ mod tests {
         assert_eq!((link.times, link.requests, link.served), (1, 1, 0));
         assert_eq!((summary.between.requests, summary.between.served), (2, 2));
         assert_eq!((summary.all.requests, summary.all.served, summary.wrong()), (5, 2, 0));
+        assert_eq!(summary.stray, Vec::<String>::new(), "what failed belongs to the fault");
         assert!((summary.hour_with_network() - 100.0).abs() < 1e-9, "the link does not count");
         assert!((summary.hour(|_| true) - (100.0 - 100.0 / 3600.0)).abs() < 1e-9, "but where all do");
         assert_eq!(link.gap, 2 * second + 10);
         assert_eq!(summary.all.gap, 3 * second - 20, "nothing was answered after the second 2");
+    }
+
+    #[test]
+    fn what_fails_between_faults_is_told_with_the_fault_before_it() {
+        let second = 1_000_000;
+        let mut ledger = Ledger::new("/nowhere".into());
+        ledger.outcomes = vec![outcome(5 * second, 5 * second + 2000, Some("connect: refused"))];
+        let made = |begin, detail: &str| Made { fault: Fault::Link, detail: detail.into(), begin, back: begin + 1000 };
+        let made = vec![made(second, "first"), made(2 * second, "second"), made(6 * second, "third")];
+        let soak = Soak { ledger, made, lost: None, begin: 0 };
+        let [told] = &Summary::of(&soak, 1, 5 * second).stray[..] else { panic!("one failed") };
+        let expected = "5.0 s: connect: refused after 2 ms, 2999 ms after requests were answered again: link (second)";
+        assert_eq!(told, expected);
     }
 }
