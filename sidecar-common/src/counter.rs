@@ -164,11 +164,11 @@ counters! {
     FastOrder = ("sk_msg", "tcp", "order"),
     /// By TCP: too much waits for the proxy.
     FastFull = ("sk_msg", "tcp", "full"),
-    /// By TCP: the proxy's end has gone, or the kernel did not show what must be known.
+    /// By TCP: the proxy's end has gone, or the application's is another connection's by now or was let go while a thread sent, or the kernel did not show what must be known.
     FastUnknown = ("sk_msg", "tcp", "unknown"),
     /// A connection came onto the fast path.
     EnrolDone = ("enrol", "enrolled", "worth"),
-    /// A connection left it: its application went over to blocking mode, to sends without copy or to small messages, or connected the socket anew, or the fast path was switched off.
+    /// A connection left it: its application went over to blocking mode, to sends without copy or to small messages, or connected the socket anew, or too few of its messages went past TCP, or the fast path was switched off.
     EnrolUndone = ("enrol", "released", "released"),
     /// Not enrolled, once for each look: the application's socket is in blocking mode.
     EnrolBlocking = ("enrol", "tcp", "blocking"),
@@ -186,6 +186,8 @@ counters! {
     EnrolLock = ("enrol", "tcp", "lock"),
     /// Not enrolled, once for each look: the application's socket may send without copy.
     EnrolZeroCopy = ("enrol", "tcp", "zero_copy"),
+    /// Not enrolled, once for each look: the proxy has not received all that the application sent, as always of a stream that is sent as fast as it goes.
+    EnrolUnread = ("enrol", "tcp", "unread"),
 }
 
 /// Entries of `COUNTERS` for one CPU: all counters, and what fills the last cache line (64 bytes), so that CPUs share none.

@@ -189,7 +189,7 @@ pub struct Candidate {
 
 /// What a pass over the sockets of the pod does.
 pub mod step {
-    /// Find application ends worth enrolling, and let go of ends that may stay no longer.
+    /// Find application ends worth enrolling, and let go of those that may stay no longer.
     pub const FIND: u32 = 1;
     /// Enrol the proxy ends of what was found.
     pub const RECEIVERS: u32 = 2;

@@ -45,7 +45,6 @@ fn look(ctx: &SockIter) -> Option<()> {
     let end = end_of(ctx, switch, &key)?;
     match (switch.step, end) {
         (step::FIND, End::Application) => find(ctx, switch, socket, key),
-        (step::FIND, End::Proxy) => rest(ctx, socket, key),
         (step::RECEIVERS, End::Proxy) => enrol_receiver(ctx, socket, key),
         (step::SENDERS, End::Application) => enrol_sender(ctx, socket, key),
         _ => None,
@@ -134,6 +133,7 @@ fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> 
     }
     leg.sent = Sent::default();
     if may_stay && !sent.loses() {
+        leg.departures = 0;
         return None;
     }
     let nothing_moves = || {
@@ -145,7 +145,7 @@ fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> 
         note_mixing(&key, Mixing::Always);
     }
     // Nothing is ever redirected to this end: its queue is empty, and taking it out loses nothing. What it sends from now on goes by
-    // TCP, and is not judged.
+    // TCP; while a thread is in a call on it, it is as it was, and that is not judged either.
     ctx.release((&raw const SENDERS).cast(), key);
     count(ctx, Counter::EnrolUndone);
     if may_stay {
@@ -158,26 +158,16 @@ fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> 
     None
 }
 
-/// Lets a proxy's end go to which nothing can come past TCP any more: its other end has been let go, or was never enrolled, and no
-/// thread is in a call on it as what it was, for that would hold what the sockmap kept. Enrolled it costs each receive some look-ups.
-#[inline(always)]
-fn rest(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
-    let leg = ctx.leg()?;
-    let sender = Kernel::get()?.socket(leg.other);
-    let may_go = sender.is_end_of(&leg.key)? && !sender.is_used_otherwise()?;
-    if !may_go || socket.waiting()?.messages != 0 || !may_change(ctx, socket)? {
-        return None;
-    }
-    ctx.release((&raw const RECEIVERS).cast(), key);
-    ctx.forget();
-    None
-}
-
 #[inline(always)]
 fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     let candidate = CANDIDATES.get_ptr_mut(key.reversed())?;
     // SAFETY: a value of the map, which stays allocated while the program runs (RCU), written by the step before.
     let other = unsafe { (*candidate).sender };
+    // One message after the other would go by TCP, for nothing.
+    if Kernel::get()?.socket(other).written()? != socket.consumed()? {
+        count(ctx, Counter::EnrolUnread);
+        return None;
+    }
     if !ctx.is_enrolled() {
         if socket.is_layered()? || !may_change(ctx, socket)? {
             return None;
@@ -205,7 +195,7 @@ fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()
     }
     let mut leg = Leg::new(key.reversed(), receiver);
     if let Some(known) = known {
-        leg.departures = known.departures;
+        (leg.before, leg.departures) = (known.before, known.departures);
     }
     let answer = ctx.enrol((&raw const SENDERS).cast(), key, leg);
     if count_answer(ctx, answer) {

@@ -39,13 +39,17 @@ pub fn on_answer(ctx: SkMsgContext) -> u32 {
 fn carry(ctx: &SkMsgContext, receivers: *const c_void) -> u32 {
     let message = Message(ctx);
     // A socket leaves the map before this is forgotten, and who lets it go has its reader look into both queues if it must.
-    let Some(leg) = message.leg() else {
+    let Some(leg) = message.leg().filter(|leg| leg.other != 0) else {
         count(ctx, Counter::FastUnknown);
         return PASS;
     };
-    leg.sent.all.bytes += u64::from(message.bytes());
-    leg.sent.all.messages += 1;
-    let refusal = match judge(&message, leg) {
+    let judged = judge(&message, leg);
+    // What is switched off says nothing of what it would be worth.
+    if judged != Err(Refusal::Off) {
+        leg.sent.all.bytes += u64::from(message.bytes());
+        leg.sent.all.messages += 1;
+    }
+    let refusal = match judged {
         Ok(()) if message.redirect(leg, receivers) => {
             leg.sent.past += 1;
             count(ctx, Counter::FastRedirected);

@@ -130,13 +130,12 @@ pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 #[map]
 pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
-/// What is known of an end that is enrolled, or was until its messages became small; dies with its socket. Written by `on_socket`, read by
+/// What is known of an end that is enrolled, or was until it was let go because it lost; dies with its socket. Written by `on_socket`, read by
 /// `on_message`, which adds up what it carries, and by `on_answer` in the probe.
 #[btf_map]
 pub static LEGS: SkStorage<Leg> = SkStorage::new();
 
-/// The connections that the pass under way is about to enrol, as the application's end sees them, in the probe of both directions as both do. Written by `on_socket`,
-/// emptied by user space after each pass. *Configured.*
+/// The connections that the pass under way is about to enrol, as the application's end sees them. Written by `on_socket`, emptied by user space after each pass. *Configured.*
 #[map]
 pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);
 

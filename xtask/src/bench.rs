@@ -168,7 +168,7 @@ fn rounds(samples: &mut Samples, kit: &Kit, modes: &[Mode], groups: &[Group], ex
         }
         if groups.contains(&Group::FastPath) && !together.is_empty() {
             let name = format!("round {}/{}  {:19}", round + 1, extent.rounds, Group::FastPath.name());
-            // What failed is noted.
+            // Noted already.
             let _ = timed(&name, || event_loops::side_by_side(samples, kit, &together, extent))?;
         }
     }

@@ -76,7 +76,7 @@ impl SockIter {
     }
 
     /// Puts it into `map`, a `SOCKHASH`; the kernel's answer. `leg` is remembered first, for the first message may come before this
-    /// returns, and forgotten if the kernel refuses.
+    /// returns. If the kernel refuses it is forgotten, but for what keeps one out that was let go.
     #[inline(always)]
     pub fn enrol(&self, map: *const c_void, key: FlowKey, mut leg: Leg) -> i32 {
         /// `ENOMEM`
@@ -86,15 +86,15 @@ impl SockIter {
         let create = u64::from(BPF_SK_STORAGE_GET_F_CREATE);
         let stored = unsafe { bpf_sk_storage_get(storage, socket.as_ptr(), (&raw mut leg).cast(), create) };
         // One that was let go has it already.
-        match unsafe { stored.cast::<Leg>().as_mut() } {
-            Some(stored) => *stored = leg,
-            None => return NO_MEMORY,
-        }
+        let Some(stored) = (unsafe { stored.cast::<Leg>().as_mut() }) else { return NO_MEMORY };
+        *stored = leg;
         let key = (&raw const key).cast();
         // Half of the register: the verifier has the program call the map's own function, which returned an `int` before Linux 6.4
         // (kernel change d7ba4cc900bf). As 64 bits its errors are large positive numbers.
         let answer = unsafe { bpf_map_update_elem(map.cast_mut(), key, socket.as_ptr(), NOEXIST) } as i32;
-        if answer != 0 {
+        if answer != 0 && leg.departures != 0 {
+            stored.other = 0;
+        } else if answer != 0 {
             unsafe { bpf_sk_storage_delete(storage, socket.as_ptr()) };
         }
         answer

@@ -1,7 +1,7 @@
 //! Under which conditions the figures hold.
 
 use super::{
-    Extent, envoy,
+    Extent, envoy, event_loops,
     rig::{self, Kit},
 };
 use crate::process;
@@ -28,6 +28,7 @@ impl Conditions {
             ("rounds", extent.rounds.to_string()),
             ("seconds per span of requests", extent.seconds.to_string()),
             ("bytes per stream", extent.bytes.to_string()),
+            ("bytes per stream of an event loop", event_loops::STREAM.to_owned()),
             ("pods", rig::pods()),
         ]);
         // A checkout without history is no reason not to measure.

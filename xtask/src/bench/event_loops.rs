@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 /// Seconds before the measured span.
 const WARM_UP: &str = "1.5";
 /// A stream must be much longer than it takes to find out whether it is worth it.
-const STREAM: &str = "3000000000";
+pub(super) const STREAM: &str = "3000000000";
 /// How often each figure is measured in each mode in one round.
 const TURNS: usize = 4;
 
@@ -65,13 +65,21 @@ const CASES: [Case; 7] = [
 /// What one mode gave in one turn.
 type Measured = Vec<(Figure, f64)>;
 
-/// Sets these modes up and measures them all in one round. What fails ends the round: what is compared has as many values.
+/// Sets these modes up and measures them all in one round. What cannot be set up is left out; what fails later ends the round, for what
+/// is compared has as many values.
 pub(super) fn side_by_side(samples: &mut Samples, kit: &Kit, modes: &[Mode], extent: Extent) -> Result<()> {
-    let worlds = modes.iter().map(|mode| World::new(&format!("bench-{}", mode.name()))).collect::<Result<Vec<_>>>()?;
+    let mut worlds = vec![];
+    for mode in modes {
+        let world = World::new(&format!("bench-{}", mode.name()));
+        worlds.push((*mode, world.inspect_err(|err| samples.fail(*mode, err))?));
+    }
     let mut rigs = vec![];
-    for (mode, world) in modes.iter().zip(&worlds) {
-        let set = Rig::set(kit, world, *mode).and_then(|mut rig| rig.start().map(|_| rig));
-        rigs.push(set.inspect_err(|err| samples.fail(*mode, err))?);
+    for (mode, world) in &worlds {
+        match Rig::set(kit, world, *mode).and_then(|mut rig| rig.start().map(|_| rig)) {
+            Ok(rig) => rigs.push(rig),
+            Err(err) => samples.fail(*mode, &err),
+        }
+        interrupt::check()?;
     }
     for case in &CASES {
         in_turns(samples, &mut rigs, |rig| requests(rig, case, extent))?;
@@ -82,10 +90,10 @@ pub(super) fn side_by_side(samples: &mut Samples, kit: &Kit, modes: &[Mode], ext
     rigs.iter().try_for_each(|rig| rig.prove_fast_path().inspect_err(|err| samples.fail(rig.mode, err)))
 }
 
+/// There and back through the modes, so that each is as often before its neighbour as after it.
 fn in_turns(samples: &mut Samples, rigs: &mut [Rig<'_>], measure: impl Fn(&Rig<'_>) -> Result<Measured>) -> Result<()> {
     for _ in 0..TURNS {
         let mut all = vec![];
-        rigs.rotate_left(1);
         for rig in &mut *rigs {
             let measured = measure(rig).or_else(|err| {
                 interrupt::check()?;
@@ -97,6 +105,7 @@ fn in_turns(samples: &mut Samples, rigs: &mut [Rig<'_>], measure: impl Fn(&Rig<'
         for (mode, figures) in all {
             figures.into_iter().for_each(|(figure, value)| samples.add(figure, mode, value));
         }
+        rigs.reverse();
     }
     Ok(())
 }

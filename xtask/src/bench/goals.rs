@@ -98,8 +98,8 @@ fn fast_path(samples: &Samples) -> Vec<String> {
         let (reached, bound) =
             if wanted > 1.0 { (median >= wanted, "at least") } else { (median <= wanted + slack, "at most") };
         let name = figure.label();
-        let of = format!("{median:.2} [{min:.2}–{max:.2}] of what it is without");
-        Some(format!("{} fast path, {name}: {of}, {bound} {wanted}", mark(reached)))
+        let of = format!("{median:.3} [{min:.2}–{max:.2}] of what it is without");
+        Some(format!("{} fast path, {name}: {of}, {bound} {}", mark(reached), wanted + slack))
     };
     let gains = GAINS.into_iter().filter_map(|(figure, wanted)| line(figure, wanted, 0.0));
     gains.chain(NO_WORSE.into_iter().filter_map(|figure| line(figure, 1.0, ALIKE))).collect()

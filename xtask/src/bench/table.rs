@@ -18,7 +18,7 @@ pub(super) fn render(samples: &Samples, modes: &[Mode], conditions: &Conditions)
     for mode in modes {
         text += &format!("  {:19} {}\n", mode.name(), mode.is());
     }
-    text += "\nMedian of the rounds [lowest–highest]. added: what the sidecar adds to the direct way, as a multiple of \
+    text += "\nMedian of all values [lowest–highest]. added: what the sidecar adds to the direct way, as a multiple of \
              what Envoy adds.\n\n";
     for (title, pair) in [("Plaintext", Pair::PLAINTEXT), ("Mutual TLS", Pair::MTLS)] {
         let modes = pair.modes(modes);
