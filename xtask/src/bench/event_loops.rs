@@ -51,10 +51,11 @@ macro_rules! case {
     };
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     case!("64", "1", "64", Event64x1P50, Event64x1Cpu, Event64x1CpuAll, Event64x1Past),
     case!("4096", "1", "4096", Event4096x1P50, Event4096x1Cpu, Event4096x1CpuAll, Event4096x1Past),
     case!("65536", "1", "65536", Event65536x1P50, Event65536x1Cpu, Event65536x1CpuAll, Event65536x1Past),
+    case!("65536", "64", "65536", Event65536x64P50, Event65536x64Cpu, Event65536x64CpuAll, Event65536x64Past),
     case!("1024", "64", "1024", Event1024x64P50, Event1024x64Cpu, Event1024x64CpuAll, Event1024x64Past),
     case!("1024", "1000", "1024", Event1024x1000P50, Event1024x1000Cpu, Event1024x1000CpuAll, Event1024x1000Past),
     // A connection that has become worth it is let go when its messages are small, within half a second; those of 4 KiB stay.
