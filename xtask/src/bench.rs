@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// How often every mode is set up and measured; default 5, with --quick 2
     #[arg(long)]
     rounds: Option<usize>,
-    /// Shorter spans and streams: about two minutes, wider ranges
+    /// Shorter spans and streams: about ten minutes, six of them the fast path's; wider ranges
     #[arg(long)]
     quick: bool,
     /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, sidecar-fast, sidecar-excluded, envoy-mtls, sidecar-mtls,

@@ -23,7 +23,7 @@ const WARM_UP: &str = "1.5";
 /// A stream must be much longer than it takes to find out whether it is worth it.
 pub(super) const STREAM: &str = "3000000000";
 /// How often each figure is measured in each mode in one round.
-const TURNS: usize = 4;
+const TURNS: usize = 2;
 
 /// Requests of one kind, and the figures that they give.
 struct Case {
