@@ -152,7 +152,7 @@ pub const fn is_plain_write(number: u64, third: u64, fourth: u64) -> bool {
     }
 }
 
-/// Value of the socket storage `LEGS`: an end that is enrolled.
+/// Value of the socket storage `LEGS`: an end that is enrolled, or an application's that was let go because it lost.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Leg {

@@ -78,11 +78,17 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.other).is_end_of(&leg.key) == Some(true);
         return keep(ctx, socket, leg, switch.on != 0 && !blocks && !zero_copy && same);
     }
-    let (before, departures) = leg.as_ref().map_or((Carried::default(), 0), |leg| (leg.before, leg.departures));
+    // Switched off and on, what was let go begins anew; so does another connection on the same socket.
+    if switch.on == 0 {
+        ctx.forget();
+        return None;
+    }
+    let known = leg.as_ref().filter(|leg| leg.key == key.reversed());
+    let (before, departures) = known.map_or((Carried::default(), 0), |leg| (leg.before, leg.departures));
     let all = carried_by_tcp(socket)?;
     let carried = all.since(before);
     let worth = carried.is_worth(switch.worth, departures);
-    if switch.on == 0 || !worth || socket.is_shut_down()? || !socket.is_established()? {
+    if !worth || socket.is_shut_down()? || !socket.is_established()? {
         return None;
     }
     if blocks {
@@ -133,7 +139,7 @@ fn keep(ctx: &SockIter, socket: KernelSocket, leg: &mut Leg, may_stay: bool) -> 
     }
     leg.sent = Sent::default();
     if may_stay && !sent.loses() {
-        leg.departures = 0;
+        leg.departures = leg.departures.saturating_sub(1);
         return None;
     }
     let nothing_moves = || {
@@ -187,14 +193,14 @@ fn enrol_receiver(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<
 fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()> {
     // SAFETY: one aligned word, written by the step before.
     let receiver = unsafe { CANDIDATES.get(key) }?.receiver;
-    // One that was let go has one.
     let known = ctx.leg();
     let enrolled = known.as_ref().is_some_and(|leg| leg.other != 0);
     if receiver == 0 || !socket.is_nonblocking()? || socket.is_zero_copy()? || enrolled || !may_change(ctx, socket)? {
         return None;
     }
     let mut leg = Leg::new(key.reversed(), receiver);
-    if let Some(known) = known {
+    // It was let go before.
+    if let Some(known) = known.filter(|known| known.key == leg.key) {
         (leg.before, leg.departures) = (known.before, known.departures);
     }
     let answer = ctx.enrol((&raw const SENDERS).cast(), key, leg);

@@ -125,7 +125,7 @@ pub static KERNEL_FIELDS: Array<Fields> = Array::with_max_entries(1, 0);
 pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
 /// The proxy's ends that are enrolled: where redirected messages go. Written by `on_socket`, never deleted while they live, for
-/// that would throw away what they have not read; the kernel removes a socket that closes. Keys are the connection as that end
+/// that would throw away what they have not read, and the proxy polls them meanwhile; the kernel removes a socket that closes. Keys are the connection as that end
 /// sees it. *Configured.*
 #[map]
 pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);

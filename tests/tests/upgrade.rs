@@ -21,7 +21,7 @@ use nix::{
     unistd::Pid,
 };
 use sidecar_tests::{
-    agent::puppet::Order,
+    agent::puppet::{Handle, Order},
     cases::net::{ANY, TO_V4, TO_V6},
     harness::{
         Authority, Mesh, PATIENCE, Pod, Puppet, Sidecar, World, bpf, children, eventually, patient, with_other_tags,
@@ -137,8 +137,12 @@ fn what_is_pinned_and_what_goes_past_tcp_outlives_upgrades() -> Result<()> {
         let mut stage = Stage::new(&format!("{config}{LONG}"))?;
         let mut before = programs(stage.pod())?;
         stage.app.begin(Order::Toil(TO_V4, 3, work(20)))?;
+        let forced = config.contains("force") && stage.client.fast_path_probed()?["redirects"] == true;
+        let mut past = if forced { Some(Past::begin(&stage)?) } else { None };
         for _ in 0..2 {
+            past.as_mut().map_or(Ok(()), |past| past.stream())?;
             stage.upgrade(&[]).with_context(|| format!("{config}{}", stage.client.process.output()))?;
+            past.as_mut().map_or(Ok(()), |past| past.is_back(&stage))?;
             let now = programs(stage.pod())?;
             ensure!(now.len() == 1 && now != before, "{config}{before:?}, {now:?}");
             before = now;
@@ -160,6 +164,51 @@ fn what_is_pinned_and_what_goes_past_tcp_outlives_upgrades() -> Result<()> {
         ensure!(bpf::attached_programs(stage.pod())? == 0, "{config}programs stay");
     }
     Ok(())
+}
+
+/// An application whose messages go past TCP.
+struct Past {
+    app: Puppet,
+    socket: Handle,
+}
+
+impl Past {
+    fn begin(stage: &Stage) -> Result<Self> {
+        let mut app = Puppet::start(stage.pod())?;
+        let (socket, _) = app.open(TO_V4)?;
+        let mut past = Self { app, socket };
+        past.goes_past(stage)?;
+        Ok(past)
+    }
+
+    /// Begins to stream, whatever happens meanwhile.
+    fn stream(&mut self) -> Result<()> {
+        self.app.begin(Order::Stream(self.socket, u64::from(work(64)) << 20, 20_000))
+    }
+
+    /// The stream has its end, and messages go past TCP.
+    fn is_back(&mut self, stage: &Stage) -> Result<()> {
+        let streamed = self.app.answer(patient(PATIENCE))?;
+        ensure!(streamed.outcome == "ok", "{}{}", streamed.outcome, stage.client.process.output());
+        self.goes_past(stage)
+    }
+
+    fn goes_past(&mut self, stage: &Stage) -> Result<()> {
+        const EXCHANGES: u32 = 50;
+        let exchange = |app: &mut Puppet| app.must(Order::Edges(self.socket, EXCHANGES, 20_000));
+        let sidecar = &stage.client;
+        // A look may find it, at a moment at which nothing is on its way.
+        let enrolled = eventually(patient(PATIENCE), || {
+            exchange(&mut self.app).is_ok() && sidecar.fast_path().is_ok_and(|status| status["connections"] == 1)
+        });
+        ensure!(enrolled, "{}{}", sidecar.fast_path()?, sidecar.verdicts());
+        let messages = || sidecar.verdict("sk_msg", "redirect", "fast");
+        let before = messages()?;
+        exchange(&mut self.app)?;
+        let past = messages()? - before;
+        ensure!(past > u64::from(EXCHANGES) / 2, "{past} of {EXCHANGES} went past TCP{}", sidecar.verdicts());
+        Ok(())
+    }
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     quick: bool,
     /// Only these modes (direct, loopback, envoy, sidecar, sidecar-default, sidecar-fast, sidecar-excluded, envoy-mtls, sidecar-mtls,
     /// sidecar-mtls-cold, sidecar-mtls-hybrid; mtls: those four and direct) and figures (round-trip, connect, bulk,
-    /// memory, lifecycle; fastpath: its figures for the three modes that have them), or start: nothing but the sidecar's start,
+    /// memory, lifecycle; fastpath: its figures for the four modes that have them), or start: nothing but the sidecar's start,
     /// phase by phase; may be given several times
     #[arg(long, value_name = "MODE|FIGURE")]
     only: Vec<Only>,

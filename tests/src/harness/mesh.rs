@@ -130,8 +130,8 @@ impl Mesh {
         Ok(())
     }
 
-    /// An error unless connections of the applications came onto the fast path, where it is on. How much of a stream goes past
-    /// TCP is another matter: a message does while the proxy has read all before it.
+    /// An error unless connections of the applications came onto the fast path, where it is on. A stream
+    /// of which something always waits does not.
     pub fn ensure_accelerated(&self) -> Result<()> {
         if let Some(probe) = self.accelerated {
             ensure!(self.enrolled()? > probe, "no connection came onto the fast path{}", self.logs());

@@ -78,9 +78,10 @@ fn fastpath_lets_go_of_a_half_closed_connection() -> Result<()> {
         let listener = stage.world.server.netns().run(|| listen(at))??;
         let (handle, local) = stage.app.open(at)?;
         let (mut server, _) = accept(&listener)?;
-        stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?;
+        let before = stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved;
+        server.read_exact(&mut vec![0; before as usize])?;
         stage.await_connections(1)?;
-        let sent = stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved;
+        let sent = stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved - before;
         let mut socket = stage.own(local)?;
         socket.shutdown(Shutdown::Write)?;
         let mut all = vec![];
@@ -148,12 +149,15 @@ fn fastpath_lets_go_of_a_stream_that_never_comes_past_tcp() -> Result<()> {
     let (mut received, mut taken) = (0, vec![0; 1 << 20]);
     let mut catch_up = |sent: u64| -> Result<()> {
         while received < sent {
-            received += server.read(&mut taken)? as u64;
+            let came = server.read(&mut taken)? as u64;
+            ensure!(came > 0, "the end after {received} of {sent} bytes");
+            received += came;
         }
         Ok(())
     };
     catch_up(stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved)?;
     stage.await_connections(1)?;
+    let mut rushed = Ok(());
     let let_go = eventually(patient(PATIENCE), || {
         let mut rush = || {
             let carrier = Wedge::new(stage.sidecar.worker()?, "worker-0")?;
@@ -164,8 +168,10 @@ fn fastpath_lets_go_of_a_stream_that_never_comes_past_tcp() -> Result<()> {
             drop(carrier);
             catch_up(sent)
         };
-        rush().is_ok() && stage.connections().is_ok_and(|connections| connections == 0)
+        rushed = rush();
+        rushed.is_err() || stage.connections().is_ok_and(|connections| connections == 0)
     });
+    rushed?;
     ensure!(let_go, "{}", stage.sidecar.verdicts());
     let (quiet, enrolled) = (stage.redirected()?, stage.sidecar.verdict("enrol", "enrolled", "worth")?);
     // Nothing is unread any more: each of these could go past TCP.

@@ -97,7 +97,7 @@ fn fastpath_lets_go_of_a_connection_with_something_unread_and_loses_nothing() ->
     Ok(())
 }
 
-/// It is quicker by TCP then, and what it carried in better days does not bring it back at the next look; large messages do.
+/// It is quicker by TCP then, and what it carried in better days does not bring it back at the next look; 64 MiB in large messages do.
 #[test]
 fn fastpath_lets_go_of_small_messages_and_takes_large_ones_back() -> Result<()> {
     let Some(mut stage) = Stage::forced()? else { return Ok(()) };

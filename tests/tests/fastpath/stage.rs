@@ -6,12 +6,19 @@ use anyhow::{Context, Result, ensure};
 use sidecar_tests::{
     agent::puppet::{Handle, Order},
     cases::net::{ANY, TO_V4},
-    harness::{self, PATIENCE, Puppet, Sidecar, World, bpf, eventually, patient},
+    harness::{self, PATIENCE, Pod, Puppet, Sidecar, World, bpf, eventually, patient},
 };
 use socket2::Socket;
 
 /// Bytes after which a connection is worth it.
 pub(crate) const ENOUGH: u64 = 300_000;
+
+/// Says in a pod what `sidecar fastpath` says.
+pub(crate) fn command(pod: &Pod, verb: &str) -> Result<String> {
+    let mut command = Sidecar::program()?;
+    command.args(["fastpath", verb]);
+    pod.spawn_beside_sidecar(command)?.finish(PATIENCE)
+}
 
 /// Who plays.
 pub(crate) struct Stage {
@@ -86,9 +93,7 @@ impl Stage {
 
     /// Says what `sidecar fastpath` says.
     pub(crate) fn command(&self, verb: &str) -> Result<String> {
-        let mut command = Sidecar::program()?;
-        command.args(["fastpath", verb]);
-        self.world.client.spawn_beside_sidecar(command)?.finish(PATIENCE)
+        command(&self.world.client, verb)
     }
 
     /// Every map is empty.

@@ -27,8 +27,8 @@ fn fastpath_keeps_every_urgent_byte_urgent() -> Result<()> {
     let (handle, local) = stage.app.open(at)?;
     let (mut server, _) = accept(&listener)?;
     let flooded = stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved;
-    stage.await_connections(1)?;
     server.read_exact(&mut vec![0; flooded as usize])?;
+    stage.await_connections(1)?;
     let mut client = stage.own(local)?;
     let before = stage.redirected()?;
     let (ordinary, mut received) = ([b'.'; BEFORE], [0; BEFORE]);

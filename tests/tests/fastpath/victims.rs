@@ -158,12 +158,8 @@ fn fastpath_of_two_pods_with_equal_connections_do_not_meet() -> Result<()> {
     let before = [stages[0].redirected()?, stages[1].redirected()?];
     for round in 0..3 {
         for (pod, stage) in stages.iter_mut().enumerate() {
-            // Another length is another pattern.
-            stage.app.begin(Order::Stream(
-                sockets[pod],
-                (u64::from(work(8)) + 2 * (round + pod as u64)) * MIB,
-                30_000,
-            ))?;
+            // Another count is another pattern.
+            stage.app.begin(Order::Edges(sockets[pod], 2 * work(150) + 2 * round + pod as u32, 30_000))?;
         }
         for stage in &mut stages {
             let answer = stage.app.answer(6 * PATIENCE)?;

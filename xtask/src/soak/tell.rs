@@ -135,7 +135,10 @@ impl Summary {
         let mut faults: Vec<_> = self.all.faults.iter().collect();
         faults.sort_by_key(|(_, times)| std::cmp::Reverse(**times));
         faults.iter().take(8).for_each(|(fault, times)| println!("{times:8} times {fault}"));
-        self.stray.iter().for_each(|stray| println!("between faults, {stray}"));
+        self.stray.iter().take(20).for_each(|stray| println!("between faults, {stray}"));
+        if self.stray.len() > 20 {
+            println!("and {} more", self.stray.len() - 20);
+        }
         println!(
             "served: {:.3} % of {} requests; worst gap {:.0} ms; {} streams broken; wrong bytes in {} exchanges",
             percent(self.all.served, self.all.requests),
