@@ -51,7 +51,7 @@ impl Summary {
         }
         let counted = |outcome: &&Outcome| outcome.due <= end;
         for outcome in soak.ledger.outcomes.iter().filter(counted) {
-            summary.row(&soak.made, outcome.due).add(outcome);
+            summary.row(soak.made.iter().find(|made| made.has(outcome))).add(outcome);
             summary.all.add(outcome);
         }
         summary.stray =
@@ -61,9 +61,9 @@ impl Summary {
         summary
     }
 
-    /// The row of this moment.
-    fn row(&mut self, made: &[Made], at: u64) -> &mut Row {
-        match made.iter().find(|made| made.lasts(at)) {
+    /// The row of this fault, or of the time between faults.
+    fn row(&mut self, made: Option<&Made>) -> &mut Row {
+        match made {
             Some(made) => self.by_fault.entry(made.fault).or_default(),
             None => &mut self.between,
         }
@@ -78,7 +78,7 @@ impl Summary {
         ends.sort_unstable();
         for pair in ends.windows(2) {
             let gap = pair[1] - pair[0];
-            let row = self.row(&soak.made, pair[0] + gap / 2);
+            let row = self.row(soak.made.iter().find(|made| made.lasts(pair[0] + gap / 2)));
             row.gap = row.gap.max(gap);
             self.all.gap = self.all.gap.max(gap);
         }
@@ -179,12 +179,17 @@ impl Made {
     fn lasts(&self, at: u64) -> bool {
         (self.begin..=self.back + AFTER).contains(&at)
     }
+
+    /// Whether it was due meanwhile, or on its way when this began, and failed.
+    fn has(&self, outcome: &Outcome) -> bool {
+        self.lasts(outcome.due) || outcome.fault.is_some() && self.lasts(outcome.end)
+    }
 }
 
 /// How a request failed that belongs to no fault.
 fn stray(soak: &Soak, outcome: &Outcome) -> Option<String> {
     let (at, what) = (outcome.due, outcome.fault.as_ref()?);
-    if outcome.kind != Kind::Request || soak.made.iter().any(|made| made.lasts(at)) {
+    if outcome.kind != Kind::Request || soak.made.iter().any(|made| made.has(outcome)) {
         return None;
     }
     let after = soak.made.iter().rfind(|made| made.begin <= at).map_or_else(
@@ -293,11 +298,15 @@ mod tests {
     fn what_fails_between_faults_is_told_with_the_fault_before_it() {
         let second = 1_000_000;
         let mut ledger = Ledger::new("/nowhere".into());
-        ledger.outcomes = vec![outcome(5 * second, 5 * second + 2000, Some("connect: refused"))];
+        // The second was on its way when the third fault began.
+        let refused = |due, end| outcome(due, end, Some("connect: refused"));
+        ledger.outcomes = vec![refused(5 * second, 5 * second + 2000), refused(6 * second - 10, 6 * second + 10)];
         let made = |begin, detail: &str| Made { fault: Fault::Link, detail: detail.into(), begin, back: begin + 1000 };
         let made = vec![made(second, "first"), made(2 * second, "second"), made(6 * second, "third")];
         let soak = Soak { ledger, made, lost: None, begin: 0 };
-        let [told] = &Summary::of(&soak, 1, 5 * second).stray[..] else { panic!("one failed") };
+        let summary = Summary::of(&soak, 1, 6 * second);
+        assert_eq!((summary.between.requests, summary.by_fault[&Fault::Link].requests), (1, 1));
+        let [told] = &summary.stray[..] else { panic!("one failed") };
         let expected = "5.0 s: connect: refused after 2 ms, 2999 ms after requests were answered again: link (second)";
         assert_eq!(told, expected);
     }
