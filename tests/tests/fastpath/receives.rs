@@ -111,7 +111,7 @@ fn fastpath_lets_go_of_small_messages_and_takes_large_ones_back() -> Result<()> 
     ensure!(left && stage.sidecar.verdict("enrol", "released", "released")? >= 1, "{}", stage.sidecar.verdicts());
     let (quiet, seen) = (stage.redirected()?, small(&stage)?);
     let looked = eventually(patient(PATIENCE), || {
-        stage.app.must(Order::Edges(socket, 200, 4000)).is_ok() && small(&stage).is_ok_and(|count| count > seen)
+        stage.app.must(Order::Edges(socket, 200, 12_000)).is_ok() && small(&stage).is_ok_and(|count| count > seen)
     });
     ensure!(looked && enrolled(&stage)? == before && stage.redirected()? == quiet, "{}", stage.sidecar.verdicts());
     let back = eventually(patient(PATIENCE), || {
