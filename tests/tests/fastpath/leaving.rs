@@ -137,6 +137,15 @@ fn fastpath_leaves_a_stream_on_tcp_while_the_proxy_has_not_received_it() -> Resu
     anyhow::bail!("each of {TRIES} came onto the fast path{}", stage.sidecar.verdicts())
 }
 
+/// Sends more than goes past TCP while the proxy receives nothing; says how many bytes that makes in all.
+fn rush(stage: &mut Stage, handle: Handle) -> Result<u64> {
+    let _carrier = Wedge::new(stage.sidecar.worker()?, "worker-0")?;
+    // So much waits then that the next goes by TCP, and all that follows.
+    stage.app.must(Order::Flood(handle, 500_000, 500_000))?;
+    stage.app.must(Order::Flood(handle, 20_000, 100_000))?;
+    Ok(stage.app.must(Order::Flood(handle, 4000, 400_000))?.moved)
+}
+
 /// What is sent as fast as it goes to a proxy that does not follow is judged for nothing: something by TCP is always unread before it.
 /// It must carry much more to come back than another to come.
 #[test]
@@ -159,16 +168,7 @@ fn fastpath_lets_go_of_a_stream_that_never_comes_past_tcp() -> Result<()> {
     stage.await_connections(1)?;
     let mut rushed = Ok(());
     let let_go = eventually(patient(PATIENCE), || {
-        let mut rush = || {
-            let carrier = Wedge::new(stage.sidecar.worker()?, "worker-0")?;
-            // So much waits then that the next goes by TCP, and all that follows.
-            stage.app.must(Order::Flood(handle, 500_000, 500_000))?;
-            stage.app.must(Order::Flood(handle, 20_000, 100_000))?;
-            let sent = stage.app.must(Order::Flood(handle, 4000, 400_000))?.moved;
-            drop(carrier);
-            catch_up(sent)
-        };
-        rushed = rush();
+        rushed = rush(&mut stage, handle).and_then(&mut catch_up);
         rushed.is_err() || stage.connections().is_ok_and(|connections| connections == 0)
     });
     rushed?;
