@@ -160,11 +160,11 @@ pub struct Leg {
     pub key: FlowKey,
     /// The kernel's address of the other end, or 0 in an application's end that was let go; to read from and never to write to.
     pub other: u64,
-    /// Of the application's end: what it has sent.
+    /// Of the application's end: what it has sent since a pass judged it last.
     pub sent: Sent,
     /// Of an application's end that was let go because it lost: what TCP had carried by then, by which nothing comes back.
     pub before: Carried,
-    /// How often that was.
+    /// How often that was, less one for each time a pass found afterwards that it does not lose.
     pub departures: u64,
 }
 

@@ -125,8 +125,8 @@ pub static KERNEL_FIELDS: Array<Fields> = Array::with_max_entries(1, 0);
 pub static SENDERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
 /// The proxy's ends that are enrolled: where redirected messages go. Written by `on_socket`, never deleted while they live, for
-/// that would throw away what they have not read, and the proxy polls them meanwhile; the kernel removes a socket that closes. Keys are the connection as that end
-/// sees it. *Configured.*
+/// that would throw away what they have not read, and the proxy polls them meanwhile; the kernel removes a socket that closes.
+/// Keys are the connection as that end sees it. *Configured.*
 #[map]
 pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 
@@ -135,7 +135,8 @@ pub static RECEIVERS: SockHash<FlowKey> = SockHash::with_max_entries(1, 0);
 #[btf_map]
 pub static LEGS: SkStorage<Leg> = SkStorage::new();
 
-/// The connections that the pass under way is about to enrol, as the application's end sees them. Written by `on_socket`, emptied by user space after each pass. *Configured.*
+/// The connections that the pass under way is about to enrol, as the application's end sees them. Written by `on_socket`,
+/// emptied by user space after each pass. *Configured.*
 #[map]
 pub static CANDIDATES: HashMap<FlowKey, Candidate> = HashMap::with_max_entries(1, NO_PREALLOC);
 

@@ -12,14 +12,14 @@ pub const WORTH_SEGMENT: u64 = 16 * 1024;
 /// Bytes of a message, on the average, below which a connection loses: exchanges of 64 B took 1.02 to 1.03 of the time by TCP.
 pub const LEAST_MESSAGE: u64 = 2 * 1024;
 
-/// The part of messages that must go past TCP: to judge one takes half a microsecond, and one of 64 KiB past TCP wins four.
-const LEAST_PAST: u64 = 8;
+/// Of so many messages one must go past TCP: to judge one takes half a microsecond, and one of 64 KiB past TCP wins four.
+const ONE_PAST_IN: u64 = 8;
 
 /// Messages that say something of those to come.
 const TELLING: u64 = 64;
 
-/// What a connection that was let go must carry to come back, times what it had to carry before, as a power of two.
-const DEARER: u64 = 8;
+/// A connection that was let go must carry two to this power times as much to come back as it had to before.
+const RETURN_SHIFT: u64 = 8;
 
 /// What a connection has carried from the application.
 #[repr(C)]
@@ -43,8 +43,9 @@ impl Carried {
     /// bytes: what lost once is likely to lose again, and each time costs.
     #[inline(always)]
     pub const fn is_worth(self, worth: u64, departures: u64) -> bool {
-        let dearer = if departures > 7 { 7 } else { departures };
-        self.bytes >> (dearer * DEARER) >= worth
+        // More would shift all bits out.
+        let times = if departures > 7 { 7 } else { departures };
+        self.bytes >> (times * RETURN_SHIFT) >= worth
     }
 
     /// Whether it came in pieces that are large enough to be enrolled.
@@ -76,7 +77,7 @@ impl Sent {
     #[inline(always)]
     pub const fn loses(self) -> bool {
         let Self { all: Carried { bytes, messages }, past } = self;
-        self.tells() && (past < messages / LEAST_PAST || bytes < messages * LEAST_MESSAGE)
+        self.tells() && (past < messages / ONE_PAST_IN || bytes < messages * LEAST_MESSAGE)
     }
 }
 
