@@ -200,9 +200,13 @@ impl Configurations {
     }
 }
 
+/// Room for what parses the file: as much as a main thread has, on which a start reads it. An overflow would end the supervisor, and a
+/// quarter of a megabyte was too little in a build without optimization. What is not used takes no memory.
+const STACK: usize = 8 << 20;
+
 fn begin(sources: Snapshot) -> io::Result<Reading> {
     let (done, mut tell) = io::pipe()?;
-    let thread = thread::Builder::new().name("configuration".to_owned()).stack_size(256 * 1024).spawn(move || {
+    let thread = thread::Builder::new().name("configuration".to_owned()).stack_size(STACK).spawn(move || {
         let read = sources.read_again();
         // The reader may be gone; closing it tells the same.
         let _ = tell.write_all(b".");

@@ -55,6 +55,21 @@ fn the_next_worker_has_the_rules_that_were_in_force_whatever_the_file_says() -> 
     becomes(2.0, "second")
 }
 
+/// The supervisor reads it, on a thread whose stack must hold all that the parser admits.
+#[test]
+fn a_configuration_that_is_as_deep_as_may_be_is_refused_at_reload_and_nothing_has_changed() -> Result<()> {
+    let stage = stage()?;
+    let pod = &stage.world.client;
+    let sidecar = Sidecar::start(pod, "{}\n")?;
+    let processes = sidecar.pids();
+    let deep = format!("authorization: {}{}\n", "[".repeat(15), "]".repeat(15));
+    fs::write(pod.directory().join("sidecar.yaml"), deep)?;
+    sidecar.signal(Signal::SIGHUP)?;
+    let told = || sidecar.process.err.text().contains("the one before stays in force");
+    ensure!(eventually(PATIENCE, told) && sidecar.pids() == processes, "{}", sidecar.process.output());
+    Ok(())
+}
+
 /// A volume that does not answer.
 #[test]
 fn a_configuration_whose_reading_hangs_keeps_nobody_from_one_that_can_be_read() -> Result<()> {
