@@ -14,7 +14,11 @@ impl Supervisor {
     /// The first signal drains, the second ends at once; where a drain began without one, the first says nothing new.
     pub(super) fn signalled(&mut self, signal: Signal) {
         match signal {
-            Signal::SIGHUP => self.configurations.read_again(),
+            Signal::SIGHUP => {
+                if !self.configurations.read_again() {
+                    self.tell(&Order::ReloadFailed);
+                }
+            }
             Signal::SIGTERM | Signal::SIGINT => match &mut self.ending {
                 None => self.drain(signal.as_str(), true),
                 Some(ending) if !ending.signalled => {

@@ -121,12 +121,12 @@ impl Configurations {
         }
     }
 
-    /// Begins to read the configuration again.
-    pub(super) fn read_again(&mut self) {
+    /// Begins to read the configuration again; `false` if it cannot be read.
+    pub(super) fn read_again(&mut self) -> bool {
         match &self.reading {
             Some(reading) if reading.since.elapsed() < READ_LIMIT => {
                 self.again = true;
-                return;
+                return true;
             }
             // Its thread stays where it is.
             Some(_) => tracing::error!(
@@ -138,9 +138,11 @@ impl Configurations {
         match begin(self.sources.clone()) {
             Ok(reading) => self.reading = Some(reading),
             Err(error) => {
+                self.failed = true;
                 tracing::error!(%error, "the configuration could not be read again; the one before stays in force");
             }
         }
+        self.reading.is_some()
     }
 
     /// Becomes readable when it has been read.
@@ -200,13 +202,18 @@ impl Configurations {
     }
 }
 
-/// Room for what parses the file: as much as a main thread has, on which a start reads it. An overflow would end the supervisor, and a
-/// quarter of a megabyte was too little in a build without optimization. What is not used takes no memory.
-const STACK: usize = 8 << 20;
+/// Room for what parses the file, however deep it is: an overflow would end the supervisor. A build without optimization takes more
+/// than a quarter of it. What is not used takes no page, but counts where `ulimit -v` or `ulimit -d` limits the sidecar.
+const STACK: usize = 1 << 20;
+
+/// A thread that parses, and ends.
+fn thread() -> thread::Builder {
+    thread::Builder::new().name("configuration".to_owned()).stack_size(STACK)
+}
 
 fn begin(sources: Snapshot) -> io::Result<Reading> {
     let (done, mut tell) = io::pipe()?;
-    let thread = thread::Builder::new().name("configuration".to_owned()).stack_size(STACK).spawn(move || {
+    let thread = thread().spawn(move || {
         let read = sources.read_again();
         // The reader may be gone; closing it tells the same.
         let _ = tell.write_all(b".");
@@ -254,5 +261,20 @@ mod tests {
         assert_eq!(numbers(&configurations), [1], "the newer one waits for its answer");
         configurations.answered(1, true);
         assert_eq!(numbers(&configurations), [0; 0]);
+    }
+
+    /// An overflow ends the process.
+    #[test]
+    fn the_thread_that_reads_has_room_for_whatever_depth_a_file_has() {
+        let file = std::env::temp_dir().join(format!("sidecar-depth-{}.yaml", std::process::id()));
+        let source = serde_json::json!({ "name": file, "overrides": [], "env": [] }).to_string();
+        for (open, close) in [("[", "]"), ("{ key: ", " }"), ("- ", ""), ("? ", "")] {
+            for depth in (0..40).chain([1000]) {
+                std::fs::write(&file, format!("{}word{}", open.repeat(depth), close.repeat(depth))).unwrap();
+                let sources = Snapshot::from_bytes(source.as_bytes()).unwrap();
+                assert!(thread().spawn(move || sources.read_again()).unwrap().join().is_ok());
+            }
+        }
+        std::fs::remove_file(&file).unwrap();
     }
 }

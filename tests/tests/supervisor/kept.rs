@@ -55,7 +55,7 @@ fn the_next_worker_has_the_rules_that_were_in_force_whatever_the_file_says() -> 
     becomes(2.0, "second")
 }
 
-/// The supervisor reads it, on a thread whose stack must hold all that the parser admits.
+/// The supervisor reads it, on a thread of its own.
 #[test]
 fn a_configuration_that_is_as_deep_as_may_be_is_refused_at_reload_and_nothing_has_changed() -> Result<()> {
     let stage = stage()?;
