@@ -78,13 +78,15 @@ fn find(ctx: &SockIter, switch: &Switch, socket: KernelSocket, key: FlowKey) -> 
         let same = leg.key == key.reversed() && Kernel::get()?.socket(leg.other).is_end_of(&leg.key) == Some(true);
         return keep(ctx, socket, leg, switch.on != 0 && !blocks && !zero_copy && same);
     }
-    // Switched off and on, what was let go begins anew; so does another connection on the same socket, from its next look on.
-    if switch.on == 0 || leg.as_ref().is_some_and(|leg| leg.key != key.reversed()) {
+    let all = carried_by_tcp(socket)?;
+    // Another connection on the same socket, between other ends or the same: TCP counts the bytes of each from 0.
+    let is_another = |leg: &Leg| leg.key != key.reversed() || all.bytes < leg.before.bytes;
+    // It begins anew at the next look, and so does what was let go if the fast path was off meanwhile.
+    if switch.on == 0 || leg.as_deref().is_some_and(is_another) {
         ctx.forget();
         return None;
     }
     let (before, departures) = leg.as_ref().map_or((Carried::default(), 0), |leg| (leg.before, leg.departures));
-    let all = carried_by_tcp(socket)?;
     let carried = all.since(before);
     let worth = carried.is_worth(switch.worth, departures);
     if !worth || socket.is_shut_down()? || !socket.is_established()? {
@@ -199,7 +201,7 @@ fn enrol_sender(ctx: &SockIter, socket: KernelSocket, key: FlowKey) -> Option<()
     }
     let mut leg = Leg::new(key.reversed(), receiver);
     // It was let go before.
-    if let Some(known) = known {
+    if let Some(known) = known.filter(|known| known.key == leg.key) {
         (leg.before, leg.departures) = (known.before, known.departures);
     }
     let answer = ctx.enrol((&raw const SENDERS).cast(), key, leg);

@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
 use sidecar_tests::{
     agent::{
@@ -137,13 +137,74 @@ fn fastpath_leaves_a_stream_on_tcp_while_the_proxy_has_not_received_it() -> Resu
     anyhow::bail!("each of {TRIES} came onto the fast path{}", stage.sidecar.verdicts())
 }
 
-/// Sends more than goes past TCP while the proxy receives nothing; says how many bytes that makes in all.
-fn rush(stage: &mut Stage, handle: Handle) -> Result<u64> {
-    let _carrier = Wedge::new(stage.sidecar.worker()?, "worker-0")?;
-    // So much waits then that the next goes by TCP, and all that follows.
-    stage.app.must(Order::Flood(handle, 500_000, 500_000))?;
-    stage.app.must(Order::Flood(handle, 20_000, 100_000))?;
-    Ok(stage.app.must(Order::Flood(handle, 4000, 400_000))?.moved)
+/// The one carrier is what [`Stream::rush`] stops.
+const ONE_CARRIER: &str = "acceleration: force\nproxy: { workers: 1 }\n";
+
+/// A connection of the application to a server of the test's own, which takes all that it is sent.
+struct Stream {
+    handle: Handle,
+    server: Socket,
+    /// Of what the application has sent in all.
+    received: u64,
+}
+
+impl Stream {
+    fn accepted(stage: &mut Stage, handle: Handle, listener: &Socket) -> Result<Self> {
+        let received = stage.app.must(Order::Accepted)?.moved;
+        let (server, _) = accept(listener)?;
+        Ok(Self { handle, server, received })
+    }
+
+    /// Sends `bytes` in messages of `piece` bytes, and receives them.
+    fn carry(&mut self, stage: &mut Stage, piece: usize, bytes: u64) -> Result<()> {
+        let sent = stage.app.must(Order::Flood(self.handle, piece, bytes))?.moved;
+        self.catch_up(sent)
+    }
+
+    fn catch_up(&mut self, sent: u64) -> Result<()> {
+        let mut taken = vec![0; 1 << 20];
+        while self.received < sent {
+            let came = self.server.read(&mut taken)? as u64;
+            ensure!(came > 0, "the end after {} of {sent} bytes", self.received);
+            self.received += came;
+        }
+        Ok(())
+    }
+
+    /// Sends more than goes past TCP while the proxy receives nothing.
+    fn rush(&mut self, stage: &mut Stage) -> Result<()> {
+        let carrier = Wedge::new(stage.sidecar.worker()?, "worker-0")?;
+        // So much waits then that the next goes by TCP, and all that follows.
+        stage.app.must(Order::Flood(self.handle, 500_000, 500_000))?;
+        stage.app.must(Order::Flood(self.handle, 20_000, 100_000))?;
+        let sent = stage.app.must(Order::Flood(self.handle, 4000, 400_000))?.moved;
+        drop(carrier);
+        self.catch_up(sent)
+    }
+
+    /// Comes onto the fast path, and loses by it until it is let go.
+    fn lose(&mut self, stage: &mut Stage) -> Result<()> {
+        self.carry(stage, 20_000, ENOUGH)?;
+        stage.await_connections(1)?;
+        let mut rushed = Ok(());
+        let let_go = eventually(patient(PATIENCE), || {
+            rushed = self.rush(stage);
+            rushed.is_err() || stage.connections().is_ok_and(|connections| connections == 0)
+        });
+        rushed?;
+        ensure!(let_go, "{}", stage.sidecar.verdicts());
+        Ok(())
+    }
+}
+
+/// Has another connection come onto the fast path, at a look that leaves alone what else there is, and go.
+fn another_alone_is_enrolled(stage: &mut Stage) -> Result<()> {
+    let enrolled = stage.sidecar.verdict("enrol", "enrolled", "worth")?;
+    let (other, _) = stage.app.open(TO_V4)?;
+    stage.await_enrolled(other)?;
+    ensure!(stage.sidecar.verdict("enrol", "enrolled", "worth")? == enrolled + 1, "{}", stage.sidecar.verdicts());
+    stage.app.must(Order::Close(other))?;
+    stage.await_connections(0)
 }
 
 /// What is sent as fast as it goes to a proxy that does not follow is judged for nothing: something by TCP is always unread before it.
@@ -151,43 +212,49 @@ fn rush(stage: &mut Stage, handle: Handle) -> Result<u64> {
 #[test]
 fn fastpath_lets_go_of_a_stream_that_never_comes_past_tcp() -> Result<()> {
     let at = SocketAddr::new(TO_V4.ip(), 8090);
-    let Some(mut stage) = Stage::with("acceleration: force\nproxy: { workers: 1 }\n")? else { return Ok(()) };
+    let Some(mut stage) = Stage::with(ONE_CARRIER)? else { return Ok(()) };
     let listener = stage.world.server.netns().run(|| listen(at))??;
     let (handle, _) = stage.app.open(at)?;
-    let (mut server, _) = accept(&listener)?;
-    let (mut received, mut taken) = (0, vec![0; 1 << 20]);
-    let mut catch_up = |sent: u64| -> Result<()> {
-        while received < sent {
-            let came = server.read(&mut taken)? as u64;
-            ensure!(came > 0, "the end after {received} of {sent} bytes");
-            received += came;
-        }
-        Ok(())
-    };
-    catch_up(stage.app.must(Order::Flood(handle, 20_000, ENOUGH))?.moved)?;
-    stage.await_connections(1)?;
-    let mut rushed = Ok(());
-    let let_go = eventually(patient(PATIENCE), || {
-        rushed = rush(&mut stage, handle).and_then(&mut catch_up);
-        rushed.is_err() || stage.connections().is_ok_and(|connections| connections == 0)
-    });
-    rushed?;
-    ensure!(let_go, "{}", stage.sidecar.verdicts());
-    let (quiet, enrolled) = (stage.redirected()?, stage.sidecar.verdict("enrol", "enrolled", "worth")?);
+    let mut stream = Stream::accepted(&mut stage, handle, &listener)?;
+    stream.lose(&mut stage)?;
+    let quiet = stage.redirected()?;
     // Nothing is unread any more: each of these could go past TCP.
     for _ in 0..4 {
-        catch_up(stage.app.must(Order::Flood(handle, 100_000, 100_000))?.moved)?;
+        stream.carry(&mut stage, 100_000, 100_000)?;
     }
-    // A look takes another, and not this one.
-    let (other, _) = stage.app.open(TO_V4)?;
-    stage.await_enrolled(other)?;
-    ensure!(stage.sidecar.verdict("enrol", "enrolled", "worth")? == enrolled + 1, "{}", stage.sidecar.verdicts());
-    stage.app.must(Order::Close(other))?;
-    stage.await_connections(0)?;
+    another_alone_is_enrolled(&mut stage)?;
     let before = stage.redirected()?;
-    catch_up(stage.app.must(Order::Flood(handle, 100_000, 100_000))?.moved)?;
+    stream.carry(&mut stage, 100_000, 100_000)?;
     ensure!(quiet > 0 && stage.redirected()? == before, "{}", stage.sidecar.verdicts());
     stage.app.must(Order::Finish(handle))?;
-    ensure!(server.read(&mut [0])? == 0, "more than was sent");
+    ensure!(stream.server.read(&mut [0])? == 0, "more than was sent");
+    Ok(())
+}
+
+/// Whatever the one before has carried and lost: it is told by its ends, or by the bytes that it has carried where a port that the
+/// application chose has the same two meet again.
+#[test]
+fn fastpath_takes_another_connection_of_a_socket_that_it_let_go_as_it_takes_any() -> Result<()> {
+    let at = SocketAddr::new(TO_V4.ip(), 8090);
+    for port in [None, Some(20_100)] {
+        let Some(mut stage) = Stage::with(ONE_CARRIER)? else { return Ok(()) };
+        let listener = stage.world.server.netns().run(|| listen(at))??;
+        let handle = stage.app.make(at)?;
+        if let Some(port) = port {
+            stage.app.must(Order::Bind(handle, (Ipv4Addr::UNSPECIFIED, port).into()))?;
+        }
+        let local = stage.app.must(Order::Connect(handle, at))?.local.context("a local address")?;
+        let socket = stage.own(local)?;
+        Stream::accepted(&mut stage, handle, &listener)?.lose(&mut stage)?;
+        sys::disconnect(&socket)?;
+        stage.app.must(Order::Begin(handle, at))?;
+        let mut stream = Stream::accepted(&mut stage, handle, &listener)?;
+        let again = socket.local_addr()?.as_socket().context("a local address")?;
+        ensure!((again.port() == local.port()) == port.is_some(), "{local}, then {again}");
+        stream.carry(&mut stage, 1000, 1000)?;
+        another_alone_is_enrolled(&mut stage)?;
+        stream.carry(&mut stage, 20_000, ENOUGH)?;
+        stage.await_connections(1)?;
+    }
     Ok(())
 }
