@@ -126,7 +126,7 @@ fn wrk_finds_no_failed_request() -> Result<()> {
         // Its own limit for an answer is 2 s, in which a slow machine does not shake hands with forty at once.
         let limit = format!("{}s", patient(Duration::from_secs(2)).as_secs());
         for close in ["Connection: keep-alive", "Connection: close"] {
-            let args = ["-t2", "-c40", "-d2s", "--timeout", &limit, "-H", close, "http://10.77.0.2/hello"];
+            let args = ["-t2", "-c40", "-d1s", "--timeout", &limit, "-H", close, "http://10.77.0.2/hello"];
             let report = mesh.world.client.run("wrk", args)?;
             ensure!(
                 !report.contains("Socket errors") && !report.contains("Non-2xx"),
@@ -150,18 +150,32 @@ fn redis_passes_its_own_benchmark() -> Result<()> {
     everywhere(|mesh| {
         let _redis = redis(&mesh.world.server)?;
         let client = &mesh.world.client;
-        let (requests, bytes) = (work(2000).to_string(), work(2000).to_string());
+        let clients = work(50);
+        let (requests, bytes, at_once) = (work(2000).to_string(), work(2000).to_string(), clients.to_string());
         for pipeline in ["1", "16"] {
             let tests = "ping,set,get,incr,lpush,lrange_100,mset";
-            let args =
-                ["-h", "10.77.0.2", "-n", &requests, "-c", "50", "-d", &bytes, "-P", pipeline, "-t", tests, "--csv"];
+            let args = [
+                "-h",
+                "10.77.0.2",
+                "-n",
+                &requests,
+                "-c",
+                &at_once,
+                "-d",
+                &bytes,
+                "-P",
+                pipeline,
+                "-t",
+                tests,
+                "--csv",
+            ];
             let report = client.run("redis-benchmark", args)?;
             ensure!(report.lines().count() >= 8 && !report.to_lowercase().contains("error"), "{report}");
         }
         let big = "x".repeat(100_000);
         client.run("redis-cli", ["-h", "10.77.0.2", "set", "big", &big])?;
         ensure!(client.run("redis-cli", ["-h", "10.77.0.2", "get", "big"])?.trim() == big, "the big value has changed");
-        mesh.ensure_carried(50)
+        mesh.ensure_carried(clients.into())
     })
 }
 

@@ -15,7 +15,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use sidecar_tests::{
     agent::Observation,
     cases::{self, Barred, Case, Difference, InStrict, net},
-    harness::{self, Conversation, Layout, Mesh, Sidecar, World},
+    harness::{self, Conversation, Layout, Mesh, Metrics, Sidecar, World},
 };
 
 /// Where the sidecars are; the first is what the others are compared with.
@@ -191,21 +191,18 @@ struct Counts {
 
 impl Counts {
     fn now(mesh: &Mesh, case: &Case) -> Result<Self> {
-        let count = |sidecar: &Option<Sidecar>, hook, verdict, reason| {
-            sidecar.as_ref().map(|sidecar| sidecar.verdict(hook, verdict, reason)).transpose()
-        };
-        let carried = |sidecar: &Sidecar| {
-            let labels = [("direction", "inbound")];
-            anyhow::Ok(sidecar.metrics()?.sum("sidecar_connect_seconds_count", &labels) as u64)
-        };
+        let scrape = |sidecar: &Option<Sidecar>| sidecar.as_ref().map(Sidecar::metrics).transpose();
+        let (client, server) = (scrape(&mesh.client)?, scrape(&mesh.server)?);
+        let carried =
+            |server: &Metrics| server.sum("sidecar_connect_seconds_count", &[("direction", "inbound")]) as u64;
         let (verdict, reason, _) = case.other.unwrap_or(("none", "none", 0));
         Ok(Self {
-            captured: count(&mesh.client, "connect", "capture", "captured")?,
-            other: count(&mesh.client, "connect", verdict, reason)?,
-            steered: match &mesh.server {
-                Some(server) if mesh.strict => Some(carried(server)?),
-                server => count(server, "sk_lookup", "capture", "steered")?,
-            },
+            captured: client.as_ref().map(|client| client.verdict("connect", "capture", "captured")),
+            other: client.as_ref().map(|client| client.verdict("connect", verdict, reason)),
+            steered: server.as_ref().map(|server| match mesh.strict {
+                true => carried(server),
+                false => server.verdict("sk_lookup", "capture", "steered"),
+            }),
         })
     }
 

@@ -3,11 +3,7 @@
 //! The targets in tests/fuzz are laid out as cargo-fuzz wants them; this verb needs neither it nor a nightly compiler. LLVM's
 //! own fuzzer finds its way by the code that its inputs reach; assertions and overflow checks are on.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result};
 
@@ -71,10 +67,5 @@ pub(crate) fn each(seconds: u32, wanted: &[String], tally: &mut Tally) -> Result
 }
 
 fn targets(folder: &Path) -> Result<Vec<String>> {
-    let folder = folder.join("fuzz_targets");
-    let entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
-    let files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
-    let mut names: Vec<_> = files.iter().filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
-    names.sort();
-    Ok(names)
+    process::targets_in(&folder.join("fuzz_targets"))
 }

@@ -232,9 +232,11 @@ fn grpc_present() -> Result<bool> {
     Ok(std::path::Path::new("/usr/lib/python3/dist-packages/grpc/__init__.py").is_file())
 }
 
-/// Cargo builds in a folder of its own and moves the finished program into place.
+/// Cargo builds in a folder of its own and moves the finished program into place. What takes time to link is LLVM, a library that
+/// is there already: the program itself need not be quick, nor be debugged.
 fn install_linker() -> Result<()> {
     let mut install = process::cargo();
+    install.env("CARGO_PROFILE_RELEASE_DEBUG", "false").env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
     install.args(["install", &format!("bpf-linker@{LINKER}"), "--locked", "--force", "--root"]);
     process::run(install.arg(process::root().join(".tools")))
 }

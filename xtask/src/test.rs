@@ -3,7 +3,7 @@
 mod step;
 mod tally;
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 
@@ -63,9 +63,12 @@ fn built(binary: &Option<std::path::PathBuf>) -> Result<&Path> {
 
 /// Tests that need nothing but the code.
 fn unit(filters: &[String], tally: &mut Tally) -> Result<()> {
-    let mut test = process::cargo();
-    test.args(["test", "--workspace", "--exclude", "sidecar-tests", "--no-fail-fast", "--"]).args(filters);
-    step::counted(&mut test, tally)
+    let targets: [&[&str]; 2] = [&["--lib", "--bins"], &["--doc"]];
+    targets.into_iter().try_for_each(|targets| {
+        let mut test = of_workspace();
+        test.args(targets).arg("--").args(filters);
+        step::counted(&mut test, tally)
+    })
 }
 
 /// Tests on real namespaces and cgroups, of the release build.
@@ -73,14 +76,26 @@ fn integration(binary: &Path, filters: &[String], tally: &mut Tally) -> Result<(
     if !nix::unistd::geteuid().is_root() {
         bail!("they load eBPF, which takes root: sudo env PATH=\"$PATH\" HOME=\"$HOME\" cargo xtask test");
     }
-    let mut test = process::cargo();
-    test.args(["test", "--package", "sidecar-tests", "--no-fail-fast", "--"]).args(filters);
-    step::counted(test.env("SIDECAR_BIN", binary), tally)
+    let mut test = of_workspace();
+    for name in process::targets_in(&process::root().join("tests/tests"))? {
+        test.args(["--test", &name]);
+    }
+    test.env("SIDECAR_BIN", binary).arg("--").args(filters);
+    step::counted(&mut test, tally)
 }
 
-/// The same tests inside QEMU: `cargo xtask vm`, in a process of its own so that its verdict lines can be counted.
+/// Of the whole workspace, whatever part of it is run: for fewer packages cargo would compile much of what they use again, with fewer
+/// features.
+fn of_workspace() -> Command {
+    let mut test = process::cargo();
+    test.args(["test", "--workspace", "--no-fail-fast"]);
+    test
+}
+
+/// The integration tests inside QEMU, as far as a kernel decides their outcome: `cargo xtask vm`, in a process of its own so that its
+/// verdict lines can be counted.
 fn virtual_machines(tally: &mut Tally) -> Result<()> {
     let xtask = std::env::current_exe().context("cannot find this program")?;
-    let mut vm = std::process::Command::new(xtask);
-    step::counted(vm.arg("vm").current_dir(process::root()), tally)
+    let mut vm = Command::new(xtask);
+    step::counted(vm.args(["vm", "--decisive"]).current_dir(process::root()), tally)
 }

@@ -36,6 +36,13 @@ impl Metrics {
         };
         self.0.iter().filter(carries).map(|sample| sample.value).sum()
     }
+
+    /// How often this verdict had been given.
+    pub fn verdict(&self, hook: &str, verdict: &str, reason: &str) -> u64 {
+        let labels = [("hook", hook), ("verdict", verdict), ("reason", reason)];
+        // A count of a test fits in the 52 bits of a double.
+        self.sum("sidecar_verdicts_total", &labels) as u64
+    }
 }
 
 fn parse_sample(line: &str) -> Option<Sample> {
