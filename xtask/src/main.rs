@@ -47,7 +47,7 @@ enum Verb {
     Run(run::Args),
     /// Show the sidecar at work on real software, in a minute
     Demo(demo::Args),
-    /// Run every test: unit, integration on this kernel, and the QEMU kernels
+    /// Run every test: unit, integration on this kernel, and on the QEMU kernels what a kernel decides
     Test(test::Args),
     /// Run the integration tests inside QEMU on other kernels
     Vm(vm::Args),

@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// Arguments for every test binary: a part of the names of the tests to run, or `--skip` and such a part
     #[arg(last = true)]
     arguments: Vec<String>,
+    /// Leave out the test binaries whose outcome no kernel decides
+    #[arg(long, conflicts_with = "arguments")]
+    decisive: bool,
     /// Show the console while it runs
     #[arg(long, short)]
     verbose: bool,
@@ -73,7 +76,13 @@ fn run_with(args: &Args) -> anyhow::Result<Totals> {
         kernels.kernels.iter().map(|kernel| Ready::new(kernel, &kernels.modules)).collect::<Result<Vec<_>, _>>()?;
     let limits =
         Limits { total: Duration::from_secs(args.time_limit), silence: Duration::from_secs(args.silence_limit) };
-    let suite = Suite::build()?;
+    let mut suite = Suite::build()?;
+    if args.decisive {
+        kernels.indifferent.iter().try_for_each(|(binary, reason)| {
+            println!("left out all of {binary}: {reason}");
+            suite.leave_out(binary)
+        })?;
+    }
     let mut arguments = args.arguments.clone();
     for (test, reason) in &kernels.leave_out {
         println!("left out {test}: {reason}");

@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 pub(super) struct Kernels {
     /// Modules of every kernel, loaded before the suite.
     pub(super) modules: Vec<String>,
+    /// Test binaries whose outcome no kernel decides, and why.
+    #[serde(default)]
+    pub(super) indifferent: BTreeMap<String, String>,
     /// Tests that are not run, and why.
     #[serde(default)]
     pub(super) leave_out: BTreeMap<String, String>,
@@ -126,7 +129,7 @@ mod tests {
             assert!(!kernel.programs.is_empty(), "{}", kernel.name);
             assert!(kernel.skip.values().all(|reason| !reason.is_empty()), "{}", kernel.name);
         }
-        assert!(all.leave_out.values().all(|reason| !reason.is_empty()));
+        assert!(all.leave_out.values().chain(all.indifferent.values()).all(|reason| !reason.is_empty()));
     }
 
     #[test]
