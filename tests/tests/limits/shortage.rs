@@ -148,6 +148,28 @@ fn a_supervisor_that_can_start_no_worker_for_want_of_memory_goes_on_trying() -> 
     Ok(())
 }
 
+/// 38: a thread reads the configuration.
+#[test]
+fn a_reload_without_room_for_its_thread_has_failed_and_the_next_one_with_room_has_not() -> Result<()> {
+    let world = World::new()?;
+    let sidecar = Sidecar::start(&world.client, "{}")?;
+    let supervisor = sidecar.process.pid();
+    let succeeds = |expected: f64| -> Result<()> {
+        sidecar.signal(Signal::SIGHUP)?;
+        let told = || sidecar.metrics().is_ok_and(|now| now.sum("sidecar_config_last_reload_success", &[]) == expected);
+        ensure!(eventually(patient(PATIENCE), told), "not {expected}{}", sidecar.process.output());
+        Ok(())
+    };
+    // Enough for itself, and half of the thread's stack.
+    limit(supervisor, "as", &(bytes(supervisor, "VmSize:")? + (1 << 19)).to_string())?;
+    succeeds(0.0)?;
+    said(&sidecar, "the configuration could not be read again")?;
+    limit(supervisor, "as", "unlimited")?;
+    succeeds(1.0)?;
+    ensure!(sidecar.metrics()?.sum("sidecar_worker_restarts_total", &[]) == 0.0, "{}", sidecar.process.output());
+    Ok(())
+}
+
 /// 38: poll(2) refuses more descriptors than the limit allows.
 #[test]
 fn a_supervisor_outlives_a_limit_below_the_descriptors_that_it_waits_for() -> Result<()> {
