@@ -25,9 +25,16 @@ pub(crate) fn cargo() -> Command {
 }
 
 /// The targets that cargo finds in a folder: its source files, by name.
+///
+/// # Errors
+/// When the folder cannot be read, or has a target in a folder of its own.
 pub(crate) fn targets_in(folder: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
     let files = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+    if let Some(own) = files.iter().find(|file| file.join("main.rs").exists()) {
+        let own = own.display();
+        bail!("{own}/main.rs is a target in a folder of its own, which is not looked for: call it {own}.rs");
+    }
     let sources = files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs"));
     let mut names: Vec<_> = sources.filter_map(|file| Some(file.file_stem()?.to_str()?.to_owned())).collect();
     names.sort();

@@ -63,12 +63,13 @@ fn built(binary: &Option<std::path::PathBuf>) -> Result<&Path> {
 
 /// Tests that need nothing but the code.
 fn unit(filters: &[String], tally: &mut Tally) -> Result<()> {
-    let targets: [&[&str]; 2] = [&["--lib", "--bins"], &["--doc"]];
-    targets.into_iter().try_for_each(|targets| {
+    let mut run = |targets: &[&str]| {
         let mut test = of_workspace();
         test.args(targets).arg("--").args(filters);
         step::counted(&mut test, tally)
-    })
+    };
+    let (code, docs) = (run(&["--lib", "--bins"]), run(&["--doc"]));
+    code.and(docs)
 }
 
 /// Tests on real namespaces and cgroups, of the release build.

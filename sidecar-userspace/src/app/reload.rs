@@ -45,7 +45,10 @@ impl Reload {
             const GENERATION: &str = "sidecar_config_generation";
             const SUCCESS: &str = "sidecar_config_last_reload_success";
             metrics::describe_gauge!(GENERATION, "Configurations that were put in force, counted from 1 at the start.");
-            metrics::describe_gauge!(SUCCESS, "Whether the configuration was without fault when it was last read.");
+            metrics::describe_gauge!(
+                SUCCESS,
+                "Whether the configuration could be read, and was without fault, when it was last asked for."
+            );
             (metrics::gauge!(GENERATION), metrics::gauge!(SUCCESS))
         });
         count.set(generation as f64);

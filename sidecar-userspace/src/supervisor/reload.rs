@@ -38,7 +38,7 @@ pub(super) struct Configurations {
     offered: VecDeque<(u64, File)>,
     /// The number of the last one offered.
     number: u64,
-    /// It had a fault when it was last read.
+    /// It had a fault when it was last read, or could not be read.
     pub(super) failed: bool,
     /// Configurations put in force so far.
     pub(super) generation: u64,
@@ -136,13 +136,16 @@ impl Configurations {
             None => {}
         }
         match begin(self.sources.clone()) {
-            Ok(reading) => self.reading = Some(reading),
+            Ok(reading) => {
+                self.reading = Some(reading);
+                true
+            }
             Err(error) => {
                 self.failed = true;
                 tracing::error!(%error, "the configuration could not be read again; the one before stays in force");
+                false
             }
         }
-        self.reading.is_some()
     }
 
     /// Becomes readable when it has been read.
@@ -153,15 +156,17 @@ impl Configurations {
     /// Offers what was read to the worker: `true` if there is something to offer, `false` if it could not be read.
     pub(super) fn turn(&mut self) -> bool {
         let Some(reading) = self.reading.take() else { return false };
-        if std::mem::take(&mut self.again) {
-            self.read_again();
-        }
+        let read = reading.thread.join();
         self.failed = true;
+        // What was read is not what was asked for last.
+        if std::mem::take(&mut self.again) && !self.read_again() {
+            return false;
+        }
         let failed = |error: &dyn std::fmt::Display| {
             tracing::error!(fault = %error, "the configuration is wrong; the one before stays in force");
             false
         };
-        match reading.thread.join() {
+        match read {
             Ok(Ok(snapshot)) => match sealed(&snapshot) {
                 Ok(file) => {
                     self.offer(file);

@@ -231,8 +231,8 @@ fn fastpath_lets_go_of_a_stream_that_never_comes_past_tcp() -> Result<()> {
     Ok(())
 }
 
-/// Whatever the one before has carried and lost: it is told by its ends, or by the bytes that it has carried where a port that the
-/// application chose has the same two meet again.
+/// Whatever the one before has carried and lost: it is told by its ends, or, where a port that the application chose has the
+/// same two meet again, by the bytes that it has carried, which are fewer at the next look.
 #[test]
 fn fastpath_takes_another_connection_of_a_socket_that_it_let_go_as_it_takes_any() -> Result<()> {
     let at = SocketAddr::new(TO_V4.ip(), 8090);
