@@ -1,4 +1,4 @@
-//! Real applications, unmodified, in two pods with a sidecar in each: in plaintext, and with mutual TLS or nothing.
+//! Real applications, unmodified, in two pods with a sidecar in each: in plaintext, with mutual TLS or nothing, and with the fast path.
 
 #[path = "apps/postgres.rs"]
 mod postgres;
@@ -7,21 +7,43 @@ use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
     path::Path,
-    process::Command,
+    process::{Command, ExitCode},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
 use sidecar_tests::harness::{Layout, Mesh, PATIENCE, Pod, Process, eventually, nginx, patient, wait_for_port, work};
 
-/// Runs `test` in a world of its own for each layout.
-fn everywhere(test: impl Fn(&Mesh) -> Result<()>) -> Result<()> {
-    for layout in Layout::for_applications() {
-        let mesh = Mesh::new(*layout)?;
-        test(&mesh).with_context(|| format!("{layout:?}"))?;
-        mesh.ensure_encrypted()?;
-    }
-    Ok(())
+/// What each application does with a mesh of its own.
+const TESTS: [(&str, fn(&Mesh) -> Result<()>); 8] = [
+    ("nginx_serves_curl_and_logs_the_real_client", nginx_serves_curl_and_logs_the_real_client),
+    ("a_gigabyte_from_nginx_arrives_intact", a_gigabyte_from_nginx_arrives_intact),
+    ("wrk_finds_no_failed_request", wrk_finds_no_failed_request),
+    ("redis_passes_its_own_benchmark", redis_passes_its_own_benchmark),
+    ("redis_delivers_published_messages", redis_delivers_published_messages),
+    ("python_http_server_serves_curl", python_http_server_serves_curl),
+    ("node_answers_node_with_the_hash_of_its_upload", node_answers_node_with_the_hash_of_its_upload),
+    ("postgres_runs_pgbench_copies_and_cancels", postgres::it_runs_pgbench_copies_and_cancels),
+];
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = TESTS.into_iter().flat_map(|(name, test)| {
+        Layout::for_applications().iter().map(move |(layout_name, layout)| {
+            let run = move || in_a_mesh(*layout, test).map_err(|error| Failed::from(format!("{error:#}")));
+            Trial::test(format!("{name}::{layout_name}"), run)
+        })
+    });
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    postgres::remove_database();
+    conclusion.exit_code()
+}
+
+fn in_a_mesh(layout: Layout, test: fn(&Mesh) -> Result<()>) -> Result<()> {
+    let mesh = Mesh::new(layout)?;
+    test(&mesh)?;
+    mesh.ensure_encrypted()
 }
 
 fn spawn(pod: &Pod, program: &str, args: &[&str]) -> Result<Process> {
@@ -55,44 +77,38 @@ fn web(pod: &Pod) -> Result<Process> {
     nginx(pod, 80, "$remote_addr $server_addr:$server_port $request_uri $status", &server)
 }
 
-#[test]
-fn nginx_serves_curl_and_logs_the_real_client() -> Result<()> {
-    everywhere(|mesh| {
-        let (client, server) = (&mesh.world.client, &mesh.world.server);
-        let _nginx = web(server)?;
-        for host in ["10.77.0.2", "[fd77::2]"] {
-            let url = format!("http://{host}/hello");
-            ensure!(client.run("curl", ["-sS", "--max-time", "10", &url])? == "hello");
-        }
-        // One connection, many requests.
-        let many = "http://10.77.0.2/hello?[1-200]";
-        ensure!(client.run("curl", ["-sS", "--max-time", "20", many])? == "hello".repeat(200));
-        let log = fs::read_to_string(server.directory().join("access.log"))?;
-        ensure!(log.contains("10.77.0.1 10.77.0.2:80 /hello 200"), "{log}");
-        ensure!(log.contains("fd77::1 fd77::2:80 /hello 200"), "{log}");
-        ensure!(log.lines().count() == 202, "{} requests logged", log.lines().count());
-        mesh.ensure_carried(3)
-    })
+fn nginx_serves_curl_and_logs_the_real_client(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (&mesh.world.client, &mesh.world.server);
+    let _nginx = web(server)?;
+    for host in ["10.77.0.2", "[fd77::2]"] {
+        let url = format!("http://{host}/hello");
+        ensure!(client.run("curl", ["-sS", "--max-time", "10", &url])? == "hello");
+    }
+    // One connection, many requests.
+    let many = "http://10.77.0.2/hello?[1-200]";
+    ensure!(client.run("curl", ["-sS", "--max-time", "20", many])? == "hello".repeat(200));
+    let log = fs::read_to_string(server.directory().join("access.log"))?;
+    ensure!(log.contains("10.77.0.1 10.77.0.2:80 /hello 200"), "{log}");
+    ensure!(log.contains("fd77::1 fd77::2:80 /hello 200"), "{log}");
+    ensure!(log.lines().count() == 202, "{} requests logged", log.lines().count());
+    mesh.ensure_carried(3)
 }
 
-#[test]
-fn a_gigabyte_from_nginx_arrives_intact() -> Result<()> {
-    everywhere(|mesh| {
-        let (client, server) = (&mesh.world.client, &mesh.world.server);
-        let body = server.directory().join("body");
-        gigabyte(&body, mesh.strict)?;
-        let _nginx = web(server)?;
-        // Byte by byte against the original: stricter than a hash, and quicker.
-        let compare = |page: &str, original: &str| {
-            let fetch = format!("curl -sS --max-time 100 'http://10.77.0.2/{page}'");
-            client.run("bash", ["-c", &format!("set -o pipefail; {fetch} | cmp - {original}")])
-        };
-        compare("body", text(&body))?;
-        if mesh.accelerated.is_some() {
-            large_answers(mesh, &body, compare)?;
-        }
-        mesh.ensure_carried(1)
-    })
+fn a_gigabyte_from_nginx_arrives_intact(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (&mesh.world.client, &mesh.world.server);
+    let body = server.directory().join("body");
+    gigabyte(&body, mesh.strict)?;
+    let _nginx = web(server)?;
+    // Byte by byte against the original: stricter than a hash, and quicker.
+    let compare = |page: &str, original: &str| {
+        let fetch = format!("curl -sS --max-time 100 'http://10.77.0.2/{page}'");
+        client.run("bash", ["-c", &format!("set -o pipefail; {fetch} | cmp - {original}")])
+    };
+    compare("body", text(&body))?;
+    if mesh.accelerated.is_some() {
+        large_answers(mesh, &body, compare)?;
+    }
+    mesh.ensure_carried(1)
 }
 
 /// What sendfile(2) sends stays with TCP, and so does a stream of which something always waits. One write for each answer does not, on a
@@ -119,21 +135,18 @@ fn large_answers(mesh: &Mesh, body: &Path, compare: impl Fn(&str, &str) -> Resul
     Ok(())
 }
 
-#[test]
-fn wrk_finds_no_failed_request() -> Result<()> {
-    everywhere(|mesh| {
-        let _nginx = web(&mesh.world.server)?;
-        // Its own limit for an answer is 2 s, in which a slow machine does not shake hands with forty at once.
-        let limit = format!("{}s", patient(Duration::from_secs(2)).as_secs());
-        for close in ["Connection: keep-alive", "Connection: close"] {
-            let args = ["-t2", "-c40", "-d2s", "--timeout", &limit, "-H", close, "http://10.77.0.2/hello"];
-            let report = mesh.world.client.run("wrk", args)?;
-            let answered = report.lines().any(|line| line.contains(" requests in ") && !line.trim().starts_with("0 "));
-            let failed = report.contains("Socket errors") || report.contains("Non-2xx");
-            ensure!(answered && !failed, "{close}: {report}{}", mesh.logs());
-        }
-        mesh.ensure_carried(40)
-    })
+fn wrk_finds_no_failed_request(mesh: &Mesh) -> Result<()> {
+    let _nginx = web(&mesh.world.server)?;
+    // Its own limit for an answer is 2 s, in which a slow machine does not shake hands with forty at once.
+    let limit = format!("{}s", patient(Duration::from_secs(2)).as_secs());
+    for close in ["Connection: keep-alive", "Connection: close"] {
+        let args = ["-t2", "-c40", "-d2s", "--timeout", &limit, "-H", close, "http://10.77.0.2/hello"];
+        let report = mesh.world.client.run("wrk", args)?;
+        let answered = report.lines().any(|line| line.contains(" requests in ") && !line.trim().starts_with("0 "));
+        let failed = report.contains("Socket errors") || report.contains("Non-2xx");
+        ensure!(answered && !failed, "{close}: {report}{}", mesh.logs());
+    }
+    mesh.ensure_carried(40)
 }
 
 fn redis(pod: &Pod) -> Result<Process> {
@@ -143,77 +156,55 @@ fn redis(pod: &Pod) -> Result<Process> {
     Ok(redis)
 }
 
-#[test]
-fn redis_passes_its_own_benchmark() -> Result<()> {
-    everywhere(|mesh| {
-        let _redis = redis(&mesh.world.server)?;
-        let client = &mesh.world.client;
-        let clients = work(50).min(50);
-        let (requests, bytes, at_once) = (work(2000).to_string(), work(2000).to_string(), clients.to_string());
-        for pipeline in ["1", "16"] {
-            let tests = "ping,set,get,incr,lpush,lrange_100,mset";
-            let args = [
-                "-h",
-                "10.77.0.2",
-                "-n",
-                &requests,
-                "-c",
-                &at_once,
-                "-d",
-                &bytes,
-                "-P",
-                pipeline,
-                "-t",
-                tests,
-                "--csv",
-            ];
-            let report = client.run("redis-benchmark", args)?;
-            ensure!(report.lines().count() >= 8 && !report.to_lowercase().contains("error"), "{report}");
-        }
-        let big = "x".repeat(100_000);
-        client.run("redis-cli", ["-h", "10.77.0.2", "set", "big", &big])?;
-        ensure!(client.run("redis-cli", ["-h", "10.77.0.2", "get", "big"])?.trim() == big, "the big value has changed");
-        mesh.ensure_carried(clients.into())
-    })
+fn redis_passes_its_own_benchmark(mesh: &Mesh) -> Result<()> {
+    let _redis = redis(&mesh.world.server)?;
+    let client = &mesh.world.client;
+    let clients = work(50).min(50);
+    let (requests, bytes, at_once) = (work(2000).to_string(), work(2000).to_string(), clients.to_string());
+    for pipeline in ["1", "16"] {
+        let tests = "ping,set,get,incr,lpush,lrange_100,mset";
+        let args =
+            ["-h", "10.77.0.2", "-n", &requests, "-c", &at_once, "-d", &bytes, "-P", pipeline, "-t", tests, "--csv"];
+        let report = client.run("redis-benchmark", args)?;
+        ensure!(report.lines().count() >= 8 && !report.to_lowercase().contains("error"), "{report}");
+    }
+    let big = "x".repeat(100_000);
+    client.run("redis-cli", ["-h", "10.77.0.2", "set", "big", &big])?;
+    ensure!(client.run("redis-cli", ["-h", "10.77.0.2", "get", "big"])?.trim() == big, "the big value has changed");
+    mesh.ensure_carried(clients.into())
 }
 
-#[test]
-fn redis_delivers_published_messages() -> Result<()> {
-    everywhere(|mesh| {
-        let _redis = redis(&mesh.world.server)?;
-        let client = &mesh.world.client;
-        let subscriber = spawn(client, "redis-cli", &["-h", "10.77.0.2", "subscribe", "news"])?;
-        let line = |wanted: &str| {
-            let found = |lines: &[String]| lines.iter().any(|line| line == wanted).then_some(());
-            subscriber.out.wait_for(PATIENCE, found).with_context(|| format!("no {wanted}{}", subscriber.output()))
-        };
-        line("subscribe")?;
-        for message in ["first", "second"] {
-            ensure!(client.run("redis-cli", ["-h", "10.77.0.2", "publish", "news", message])?.trim() == "1");
-            line(message)?;
-        }
-        mesh.ensure_carried(3)
-    })
+fn redis_delivers_published_messages(mesh: &Mesh) -> Result<()> {
+    let _redis = redis(&mesh.world.server)?;
+    let client = &mesh.world.client;
+    let subscriber = spawn(client, "redis-cli", &["-h", "10.77.0.2", "subscribe", "news"])?;
+    let line = |wanted: &str| {
+        let found = |lines: &[String]| lines.iter().any(|line| line == wanted).then_some(());
+        subscriber.out.wait_for(PATIENCE, found).with_context(|| format!("no {wanted}{}", subscriber.output()))
+    };
+    line("subscribe")?;
+    for message in ["first", "second"] {
+        ensure!(client.run("redis-cli", ["-h", "10.77.0.2", "publish", "news", message])?.trim() == "1");
+        line(message)?;
+    }
+    mesh.ensure_carried(3)
 }
 
-#[test]
-fn python_http_server_serves_curl() -> Result<()> {
-    everywhere(|mesh| {
-        let (client, server) = (&mesh.world.client, &mesh.world.server);
-        fs::write(server.directory().join("page"), "from python")?;
-        let python = spawn(server, "python3", &["-u", "-m", "http.server", "8000", "--bind", "::"])?;
-        wait_for_port(server, 8000, PATIENCE).with_context(|| python.output())?;
-        for host in ["10.77.0.2", "[fd77::2]"] {
-            let url = format!("http://{host}:8000/page");
-            ensure!(client.run("curl", ["-sS", "--max-time", "10", &url])? == "from python");
-        }
-        let named = |lines: &[String]| {
-            let by = |client: &str| lines.iter().any(|line| line.starts_with(client));
-            (by("::ffff:10.77.0.1 - ") && by("fd77::1 - ")).then_some(())
-        };
-        python.err.wait_for(PATIENCE, named).with_context(|| format!("its log misses a client{}", python.output()))?;
-        mesh.ensure_carried(2)
-    })
+fn python_http_server_serves_curl(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (&mesh.world.client, &mesh.world.server);
+    fs::write(server.directory().join("page"), "from python")?;
+    let python = spawn(server, "python3", &["-u", "-m", "http.server", "8000", "--bind", "::"])?;
+    wait_for_port(server, 8000, PATIENCE).with_context(|| python.output())?;
+    for host in ["10.77.0.2", "[fd77::2]"] {
+        let url = format!("http://{host}:8000/page");
+        ensure!(client.run("curl", ["-sS", "--max-time", "10", &url])? == "from python");
+    }
+    let named = |lines: &[String]| {
+        let by = |client: &str| lines.iter().any(|line| line.starts_with(client));
+        (by("::ffff:10.77.0.1 - ") && by("fd77::1 - ")).then_some(())
+    };
+    python.err.wait_for(PATIENCE, named).with_context(|| format!("its log misses a client{}", python.output()))?;
+    mesh.ensure_carried(2)
 }
 
 const NODE_SERVER: &str = "
@@ -248,13 +239,10 @@ Promise.all([...Array(8)].map(once)).then(answers => {
   process.exit(0);
 }).catch(error => { console.error(error); process.exit(1); });";
 
-#[test]
-fn node_answers_node_with_the_hash_of_its_upload() -> Result<()> {
-    everywhere(|mesh| {
-        let (client, server) = (&mesh.world.client, &mesh.world.server);
-        let node = spawn(server, "node", &["-e", NODE_SERVER])?;
-        wait_for_port(server, 3000, PATIENCE).with_context(|| node.output())?;
-        ensure!(client.run("node", ["-e", NODE_CLIENT, &work(16).to_string()])?.trim() == "all intact");
-        mesh.ensure_carried(4)
-    })
+fn node_answers_node_with_the_hash_of_its_upload(mesh: &Mesh) -> Result<()> {
+    let (client, server) = (&mesh.world.client, &mesh.world.server);
+    let node = spawn(server, "node", &["-e", NODE_SERVER])?;
+    wait_for_port(server, 3000, PATIENCE).with_context(|| node.output())?;
+    ensure!(client.run("node", ["-e", NODE_CLIENT, &work(16).to_string()])?.trim() == "all intact");
+    mesh.ensure_carried(4)
 }

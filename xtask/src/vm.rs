@@ -77,16 +77,18 @@ fn run_with(args: &Args) -> anyhow::Result<Totals> {
     let limits =
         Limits { total: Duration::from_secs(args.time_limit), silence: Duration::from_secs(args.silence_limit) };
     let mut suite = Suite::build()?;
+    let mut skipped: Vec<_> = kernels.leave_out.iter().map(|(test, reason)| (test.clone(), reason)).collect();
     if args.decisive {
         kernels.indifferent.iter().try_for_each(|(binary, reason)| {
             println!("left out all of {binary}: {reason}");
             suite.leave_out(binary)
         })?;
+        skipped.extend(kernels.indifferent_layouts.iter().map(|(layout, reason)| (format!("::{layout}"), reason)));
     }
     let mut arguments = args.arguments.clone();
-    for (test, reason) in &kernels.leave_out {
+    for (test, reason) in skipped {
         println!("left out {test}: {reason}");
-        arguments.extend(["--skip".to_owned(), test.clone()]);
+        arguments.extend(["--skip".to_owned(), test]);
     }
     let series = Series { suite, limits, arguments, verbose: args.verbose, directory };
     let accelerator = series.accelerator(ready.first().context("vm-tests/kernels.toml names no kernel")?)?;

@@ -35,9 +35,12 @@ impl Layout {
 
     /// Both pods, without and with mutual TLS, and with the fast path; none with `SIDECAR_TEST_DIRECT=1`, which tells a broken application from a
     /// broken sidecar.
-    pub fn for_applications() -> &'static [Self] {
+    pub fn for_applications() -> &'static [(&'static str, Self)] {
         let direct = env::var_os("SIDECAR_TEST_DIRECT").is_some_and(|value| value == "1");
-        if direct { &[Self::DIRECT] } else { &[Self::BOTH, Self::STRICT, Self::ACCELERATED] }
+        if direct {
+            return &[("direct", Self::DIRECT)];
+        }
+        &[("both_sidecars", Self::BOTH), ("strict", Self::STRICT), ("accelerated", Self::ACCELERATED)]
     }
 }
 

@@ -3,13 +3,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::{sys::signal::Signal, unistd::User};
-use sidecar_tests::harness::{PATIENCE, Pod, Process, World, work};
+use sidecar_tests::harness::{Mesh, PATIENCE, Pod, Process, World, work};
 
-use super::{everywhere, spawn, text};
+use super::{spawn, text};
 
 /// The newest PostgreSQL of the distribution.
 fn postgres_program(name: &str) -> Result<PathBuf> {
@@ -22,8 +23,26 @@ fn postgres_program(name: &str) -> Result<PathBuf> {
 /// The database server insists on it.
 const AS_POSTGRES: [&str; 3] = ["--reuid=postgres", "--regid=postgres", "--clear-groups"];
 
-/// A fresh database, made once and copied for each server: an emulated CPU is half a minute at it.
-fn database(pod: &Pod) -> Result<PathBuf> {
+/// A fresh database in a world of its own, made once and copied for each server: an emulated CPU is half a minute at it.
+static DATABASE: Mutex<Option<(World, PathBuf)>> = Mutex::new(None);
+
+fn database() -> Result<PathBuf> {
+    let mut made = DATABASE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, data)) = &*made {
+        return Ok(data.clone());
+    }
+    let world = World::new()?;
+    let data = make_database(&world.server)?;
+    *made = Some((world, data.clone()));
+    Ok(data)
+}
+
+/// After the last test: the world is not removed by itself.
+pub(crate) fn remove_database() {
+    DATABASE.lock().unwrap_or_else(PoisonError::into_inner).take();
+}
+
+fn make_database(pod: &Pod) -> Result<PathBuf> {
     let user = User::from_name("postgres")?.context("no user postgres: is postgresql installed?")?;
     let data = pod.directory().join("data");
     fs::create_dir(&data)?;
@@ -50,28 +69,24 @@ fn postgres(pod: &Pod, database: &Path) -> Result<Process> {
     Ok(postgres)
 }
 
-const DATABASE: &str = "host=10.77.0.2 user=postgres dbname=postgres connect_timeout=10";
+const TO_DATABASE: &str = "host=10.77.0.2 user=postgres dbname=postgres connect_timeout=10";
 
-#[test]
-fn it_runs_pgbench_copies_and_cancels() -> Result<()> {
-    let world = World::new()?;
-    let database = database(&world.server)?;
-    everywhere(|mesh| {
-        let _postgres = postgres(&mesh.world.server, &database)?;
-        let client = &mesh.world.client;
-        let pgbench = postgres_program("pgbench")?;
-        client.run(text(&pgbench), ["-q", "-i", "-s", "1", DATABASE])?;
-        // Simple and prepared queries, then a connection for every transaction.
-        let transactions = work(40).to_string();
-        for mode in [["-M", "simple"], ["-M", "prepared"], ["-C", "-S"]] {
-            let args = ["-c", "8", "-j", "2", "-t", &transactions];
-            let report = client.run(text(&pgbench), args.iter().chain(&mode).chain(&[DATABASE]))?;
-            ensure!(report.contains("number of failed transactions: 0"), "{mode:?}: {report}");
-        }
-        copy_there_and_back(client)?;
-        cancel(client)?;
-        mesh.ensure_carried(8)
-    })
+pub(crate) fn it_runs_pgbench_copies_and_cancels(mesh: &Mesh) -> Result<()> {
+    let database = database()?;
+    let _postgres = postgres(&mesh.world.server, &database)?;
+    let client = &mesh.world.client;
+    let pgbench = postgres_program("pgbench")?;
+    client.run(text(&pgbench), ["-q", "-i", "-s", "1", TO_DATABASE])?;
+    // Simple and prepared queries, then a connection for every transaction.
+    let transactions = work(40).to_string();
+    for mode in [["-M", "simple"], ["-M", "prepared"], ["-C", "-S"]] {
+        let args = ["-c", "8", "-j", "2", "-t", &transactions];
+        let report = client.run(text(&pgbench), args.iter().chain(&mode).chain(&[TO_DATABASE]))?;
+        ensure!(report.contains("number of failed transactions: 0"), "{mode:?}: {report}");
+    }
+    copy_there_and_back(client)?;
+    cancel(client)?;
+    mesh.ensure_carried(8)
 }
 
 fn copy_there_and_back(client: &Pod) -> Result<()> {
@@ -79,7 +94,7 @@ fn copy_there_and_back(client: &Pod) -> Result<()> {
     let sum = "select count(*), sum(i), md5(string_agg(t, '' order by i)) from copied";
     let script = format!(
         "set -e -o pipefail\n\
-         q() {{ psql -qAtX -v ON_ERROR_STOP=1 '{DATABASE}' -c \"$1\"; }}\n\
+         q() {{ psql -qAtX -v ON_ERROR_STOP=1 '{TO_DATABASE}' -c \"$1\"; }}\n\
          q 'create table made as select i, md5(i::text) t from generate_series(1, {rows}) i'\n\
          q 'create table copied (i int, t text)'\n\
          q 'copy made to stdout' | q 'copy copied from stdin'\n\
@@ -97,7 +112,7 @@ fn copy_there_and_back(client: &Pod) -> Result<()> {
 fn cancel(client: &Pod) -> Result<()> {
     // The notice is from within the statement: after an answer there would be nothing to cancel yet.
     let statement = "do $$ begin raise notice 'started'; perform pg_sleep(60); end $$";
-    let mut sleeper = spawn(client, "psql", &["-qAtX", DATABASE, "-c", statement])?;
+    let mut sleeper = spawn(client, "psql", &["-qAtX", TO_DATABASE, "-c", statement])?;
     let started = |lines: &[String]| lines.iter().any(|line| line.ends_with("started")).then_some(());
     sleeper.err.wait_for(PATIENCE, started).with_context(|| sleeper.output())?;
     sleeper.signal(Signal::SIGINT)?;
