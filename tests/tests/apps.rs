@@ -15,8 +15,10 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use sidecar_tests::harness::{Layout, Mesh, PATIENCE, Pod, Process, eventually, nginx, patient, wait_for_port, work};
 
-/// What each application does with a mesh of its own.
-const TESTS: [(&str, fn(&Mesh) -> Result<()>); 8] = [
+/// What an application does in a mesh of its own.
+type Test = fn(&Mesh) -> Result<()>;
+
+const TESTS: [(&str, Test); 8] = [
     ("nginx_serves_curl_and_logs_the_real_client", nginx_serves_curl_and_logs_the_real_client),
     ("a_gigabyte_from_nginx_arrives_intact", a_gigabyte_from_nginx_arrives_intact),
     ("wrk_finds_no_failed_request", wrk_finds_no_failed_request),
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-fn in_a_mesh(layout: Layout, test: fn(&Mesh) -> Result<()>) -> Result<()> {
+fn in_a_mesh(layout: Layout, test: Test) -> Result<()> {
     let mesh = Mesh::new(layout)?;
     test(&mesh)?;
     mesh.ensure_encrypted()

@@ -14,11 +14,7 @@ impl Supervisor {
     /// The first signal drains, the second ends at once; where a drain began without one, the first says nothing new.
     pub(super) fn signalled(&mut self, signal: Signal) {
         match signal {
-            Signal::SIGHUP => {
-                if !self.configurations.read_again() {
-                    self.tell(&Order::ReloadFailed);
-                }
-            }
+            Signal::SIGHUP => self.reload(),
             Signal::SIGTERM | Signal::SIGINT => match &mut self.ending {
                 None => self.drain(signal.as_str(), true),
                 Some(ending) if !ending.signalled => {
@@ -30,6 +26,12 @@ impl Supervisor {
             Signal::SIGUSR2 => self.upgrade_by_signal(),
             // A child has changed its state: that is looked at in every turn.
             _ => {}
+        }
+    }
+
+    fn reload(&mut self) {
+        if !self.configurations.read_again() {
+            self.tell(&Order::ReloadFailed);
         }
     }
 
